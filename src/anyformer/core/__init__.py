@@ -1,0 +1,1 @@
+"""The engine: parts, axes, specs, registry, key maps, context, errors. It knows no architecture."""

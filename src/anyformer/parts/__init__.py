@@ -1,0 +1,1 @@
+"""Mechanisms that two systems or more use, by slot."""

@@ -1,0 +1,1 @@
+"""The wiring: the only place that decides what follows what."""

@@ -1,0 +1,1 @@
+"""One file a paper, a folder a field; discovery walks them."""

@@ -1,0 +1,1 @@
+"""The proof levels and the ledger."""
