@@ -1,0 +1,217 @@
+"""Configurations: an architecture as a tree of frozen dataclasses, partial as a pattern, complete as a spec.
+
+A field is plain (``heads: int``), ``bound()`` (the parent's value of that axis), ``derived(rule)`` (computed once when the
+pattern is resolved, then an explicit number of its own), or ``linear()`` (a slot for a weighted product, whose sizes
+the part's axes give). :func:`resolve` turns a pattern into a spec; :func:`edit` changes a spec at paths.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, dataclass_transform
+
+from anyformer.core import axes
+from anyformer.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from anyformer.core.part import Part
+
+MAX_LAYERS = 10_000
+
+
+def bound() -> Any:
+    """A field that takes the parent's value of the axis of this name, or of the one that the parent binds to it."""
+    return dataclasses.field(default=None, metadata={"bound": True})
+
+
+def derived(rule: Callable[[Any], Any]) -> Any:
+    """A field that ``rule(config)`` fills once, when it was left open; from then on it is a number of its own."""
+    return dataclasses.field(default=None, metadata={"derived": rule})
+
+
+def linear(**options: Any) -> Any:
+    """A slot for a weighted product of default form; ``options`` are given to its configuration (bias, init)."""
+    return dataclasses.field(default=None, metadata={"linear": options})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Config:
+    """The base of all part configurations; subclasses become frozen, keyword-only dataclasses by themselves."""
+
+    part: "ClassVar[type[Part]]"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    def size(self, name: str) -> int:
+        """The size of an axis: a field or property, or a descendant's (``stages.0.dim``)."""
+        node, _, attribute = name.rpartition(".")
+        value = getattr(at(self, node), attribute, None)
+        if not isinstance(value, int):
+            raise UsageError(f"{self.part.name}: the size of axis {name!r} is {value!r}; give it as a whole number")
+        return value
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with fields changed; nothing is resolved again."""
+        return dataclasses.replace(cast(Any, self), **changes)
+
+    def build(self) -> "Part":
+        """The module of this configuration, which must be resolved."""
+        return self.part(self)
+
+
+def fields(config: Config | type[Config]) -> tuple[dataclasses.Field[Any], ...]:
+    """The dataclass fields of a configuration."""
+    return dataclasses.fields(cast(Any, config))
+
+
+def children(config: Config) -> Iterator[tuple[str, Config]]:
+    """The direct child nodes of a configuration with their relative paths (``mixer``, ``blocks.3``)."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Config):
+            yield field.name, value
+        elif isinstance(value, tuple):
+            for index, item in enumerate(cast(tuple[Any, ...], value)):
+                if isinstance(item, Config):
+                    yield f"{field.name}.{index}", item
+
+
+def walk(config: Config, path: str = "") -> Iterator[tuple[str, Config]]:
+    """Every node of a tree with its path, parents first; the root's path is ""."""
+    yield path, config
+    for name, child in children(config):
+        yield from walk(child, f"{path}.{name}" if path else name)
+
+
+def at(config: Config, path: str) -> Config:
+    """The node at a path. Raises UsageError with the nearest names where there is none."""
+    node: Any = config
+    for step in path.split(".") if path else ():
+        known = (
+            [str(i) for i in range(len(cast(tuple[Any, ...], node)))]
+            if isinstance(node, tuple)
+            else [field.name for field in fields(node)]
+        )
+        if step not in known:
+            raise UsageError(f"there is no {path!r} in this spec ({step!r} is unknown){nearest(step, known)}")
+        node = node[int(step)] if isinstance(node, tuple) else getattr(node, step)
+    if not isinstance(node, Config):
+        raise UsageError(f"{path!r} is {node!r}, not a part of this spec")
+    return node
+
+
+def with_children(config: Config, change: Callable[[str, Config], Config | None]) -> Config:
+    """The configuration with every direct child replaced by ``change(relative path, child)``."""
+    changes: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Config):
+            changes[field.name] = change(field.name, value)
+        elif isinstance(value, tuple) and any(isinstance(item, Config) for item in cast(tuple[Any, ...], value)):
+            items = cast(tuple[Config, ...], value)
+            changes[field.name] = tuple(change(f"{field.name}.{i}", item) for i, item in enumerate(items))
+    return config.replace(**changes)
+
+
+def bindings(config: Config) -> dict[str, dict[str, axes.Expression]]:
+    """Child path -> child axis -> expression over this part's axes: equal names, ``binds``, and linear slots."""
+    own = {field.name for field in fields(config)}
+    table: dict[str, dict[str, axes.Expression]] = {
+        path: {f.name: axes.Axis(f.name) for f in fields(child) if f.metadata.get("bound") and f.name in own}
+        for path, child in children(config)
+    }
+    for field in fields(config):
+        if "linear" in field.metadata and field.name in table:
+            outputs, inputs = axes.parse(config.part.axes[f"{field.name}.weight"])
+            table[field.name] = {"outputs": outputs, "inputs": inputs}
+    for path, binding in config.part.binds(config).items():
+        if path in table:
+            table[path].update({axis: axes.parse_expression(text) for axis, text in binding.items()})
+    return table
+
+
+def resolve(pattern: Config, path: str = "") -> Config:
+    """The spec of a pattern: every derived number, bound size and linear node filled in.
+
+    Raises:
+        UsageError: where a number is missing, or contradicts what the parent binds it to.
+    """
+    config = pattern
+    for field in fields(config):
+        if getattr(config, field.name) is not None:
+            continue
+        if field.metadata.get("bound"):
+            raise UsageError(f"{path or 'the root'} ({config.part.name}): {field.name} is not given by what holds it")
+        if "derived" in field.metadata:
+            config = config.replace(**{field.name: field.metadata["derived"](config)})
+        elif "linear" in field.metadata:
+            config = config.replace(**{field.name: default_linear(field.metadata["linear"])})
+    table = bindings(config)
+
+    def fill(name: str, child: Config) -> Config:
+        where = f"{path}.{name}" if path else name
+        known = {field.name for field in fields(child)}
+        for axis, expression in table[name].items():
+            if axis not in known:
+                continue
+            value = axes.size(expression, config.size)
+            given = getattr(child, axis)
+            if given is None:
+                child = child.replace(**{axis: value})
+            elif given != value:
+                raise UsageError(f"{where}.{axis} is {given}, but {path or 'what holds it'} makes it {value}")
+        return resolve(child, where)
+
+    return with_children(config, fill)
+
+
+def default_linear(options: Mapping[str, Any]) -> Config:
+    """The configuration of a linear slot that nobody filled, sizes still open."""
+    from anyformer.core import registry  # the registry knows parts, parts know configurations
+
+    return registry.part("linear").Config(**options)
+
+
+def reopen(spec: Config) -> Config:
+    """The pattern that resolves to ``spec`` with the least said: bound sizes and default linear nodes left out."""
+
+    def child(name: str, node: Config) -> Config | None:
+        node = reopen(node.replace(**{axis: None for axis in table[name] if hasattr(node, axis)}))
+        field = slots.get(name)
+        return None if field is not None and node == default_linear(field.metadata["linear"]) else node
+
+    table = bindings(spec)
+    slots = {field.name: field for field in fields(spec) if "linear" in field.metadata}
+    return with_children(spec, child)
+
+
+def edit(spec: Config, changes: Mapping[str, Any]) -> Config:
+    """The spec with the nodes or fields at the given paths changed, and all that follows from them resolved again.
+
+    ``edit(spec, {"head.num_classes": 10, "blocks.0.mixer.qkv": LowRank.Config(rank=4)})``.
+    """
+    pattern = reopen(spec)
+    for path, value in changes.items():
+        pattern = cast(Config, _set(pattern, path.split("."), value, path))
+    return resolve(pattern)
+
+
+def _set(node: Any, steps: list[str], value: Any, path: str) -> Any:
+    if not steps:
+        return value
+    step, rest = steps[0], steps[1:]
+    if isinstance(node, tuple):
+        items = list(cast(tuple[Any, ...], node))
+        if not step.isdigit() or int(step) >= len(items):
+            raise UsageError(f"there is no {path!r} in this spec ({step!r} of {len(items)})")
+        items[int(step)] = _set(items[int(step)], rest, value, path)
+        return tuple(items)
+    if not isinstance(node, Config) or step not in {field.name for field in fields(node)}:
+        known = [field.name for field in fields(node)] if isinstance(node, Config) else []
+        raise UsageError(f"there is no {path!r} in this spec ({step!r} is unknown){nearest(step, known)}")
+    child = getattr(node, step)
+    if child is None and rest:
+        options = next(field.metadata.get("linear") for field in fields(node) if field.name == step)
+        child = default_linear(options) if options is not None else None
+    return node.replace(**{step: _set(child, rest, value, path)})

@@ -1,0 +1,226 @@
+"""Key maps: one table between somebody's checkpoint names and ours, read in both directions.
+
+A row pairs whole-key templates, ``"blocks.{i}.attn.qkv.{p}" <-> "blocks.{i}.mixer.qkv.{p}"``. Holes are typed: ``{p}`` is
+weight or bias; every other hole is a number, and may be shifted by a constant, ``{i+1}``. A row may carry an invertible
+operation. Every source key is claimed by exactly one row and every target made exactly once, else nothing is loaded.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from anyformer.core.errors import UsageError
+
+_HOLE = re.compile(r"\{(\w+)([+-]\d+)?\}")
+
+
+class Operation(Protocol):
+    """An invertible step from one row's foreign tensors to its own ones."""
+
+    def forward(self, theirs: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        """Their tensors as ours, of the given shapes."""
+        ...
+
+    def backward(self, ours: list[Tensor]) -> list[Tensor]:
+        """Our tensors as theirs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """Their tensor is ours in another shape: ``theirs`` with sizes, -1 for the one that is left over."""
+
+    theirs: tuple[int, ...]
+
+    def forward(self, theirs: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        """Reshape to ours."""
+        return [tensor.reshape(shape) for tensor, shape in zip(theirs, shapes, strict=True)]
+
+    def backward(self, ours: list[Tensor]) -> list[Tensor]:
+        """Reshape to theirs."""
+        return [tensor.reshape(self.theirs) for tensor in ours]
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Their tensor with its dimensions in the order ``order`` (and then flattened to our shape) is ours.
+
+    ``unflat`` are the sizes of the permuted tensor before flattening, -1 for one left over; () when nothing is flattened.
+    """
+
+    order: tuple[int, ...]
+    unflat: tuple[int, ...] = ()
+
+    def forward(self, theirs: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        """Permute, then flatten."""
+        return [t.permute(self.order).reshape(shape) for t, shape in zip(theirs, shapes, strict=True)]
+
+    def backward(self, ours: list[Tensor]) -> list[Tensor]:
+        """Unflatten, then permute back."""
+        inverse = [self.order.index(d) for d in range(len(self.order))]
+        return [(t.reshape(self.unflat) if self.unflat else t).permute(inverse).contiguous() for t in ours]
+
+
+@dataclass(frozen=True)
+class Join:
+    """Several of their tensors, each changed by ``each``, one after another along our first dimension, are ours."""
+
+    each: "Operation | None" = None
+    count: int = 3
+
+    def forward(self, theirs: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        """Join; the pieces are equally long."""
+        (shape,) = shapes
+        if self.each is not None:
+            piece = (shape[0] // self.count, *shape[1:])
+            theirs = self.each.forward(theirs, [piece] * len(theirs))
+        return [torch.cat(theirs)]
+
+    def backward(self, ours: list[Tensor]) -> list[Tensor]:
+        """Split into equal pieces."""
+        pieces = list(ours[0].chunk(self.count))
+        return self.each.backward(pieces) if self.each is not None else pieces
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a key map: their templates, our templates, and what lies between (``None``: nothing)."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    operation: Operation | None = None
+
+
+def row(theirs: str | Sequence[str], ours: str | Sequence[str], operation: Operation | None = None) -> Row:
+    """A row from single templates or several."""
+    return Row(_tuple(theirs), _tuple(ours), operation)
+
+
+def _tuple(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _match(template: str, key: str) -> dict[str, str] | None:
+    """The values of a template's holes in a key, shifts undone; None where it does not fit."""
+    pattern, last, seen = "", 0, set[str]()
+    for hole in _HOLE.finditer(template):
+        name = hole[1]
+        pattern += re.escape(template[last : hole.start()])
+        pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{'weight|bias' if name == 'p' else r'[0-9]+'})"
+        seen.add(name)
+        last = hole.end()
+    match = re.fullmatch(pattern + re.escape(template[last:]), key)
+    if match is None:
+        return None
+    values = dict(match.groupdict())
+    for name, shift in _HOLE.findall(template):
+        if shift:
+            number = int(values[name]) - int(shift)
+            if number < 0:
+                return None
+            values[name] = str(number)
+    return values
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    return _HOLE.sub(lambda m: str(int(values[m[1]]) + int(m[2])) if m[2] else values[m[1]], template)
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """An ordered table of rows between a named foreign format and ours.
+
+    Our side is the model's parameters and buffers, those included that it computes by itself (``persistent=False``):
+    what a foreign checkpoint stores of them is compared on loading and written on dumping.
+    """
+
+    rows: tuple[Row, ...]
+
+    def load(
+        self, theirs: Mapping[str, Tensor], targets: Mapping[str, Tensor], computed: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Our tensors from theirs, for the names and shapes of ``targets``, and of ``computed`` where theirs have them.
+
+        Raises:
+            UsageError: naming the first five keys that nobody claims, that are missing, or whose shapes do not fit.
+        """
+        pairs = self._pair(theirs, side="theirs")
+        known = {**targets, **(computed or {})}
+        made: dict[str, Tensor] = {}
+        wrong: list[str] = []
+        for line, source, target in pairs:
+            missing = [name for name in target if name not in known]
+            if missing:
+                raise UsageError(f"the weights hold {', '.join(source)}, but the model has no {_five(missing)}")
+            shapes = [tuple(known[name].shape) for name in target]
+            try:
+                tensors = [theirs[name] for name in source]
+                tensors = line.operation.forward(tensors, shapes) if line.operation else tensors
+            except RuntimeError:
+                tensors = []
+            if [tuple(tensor.shape) for tensor in tensors] != shapes:
+                given = ", ".join(str(tuple(theirs[name].shape)) for name in source)
+                wrong.append(f"{', '.join(source)} is {given} where {', '.join(map(str, shapes))} is needed")
+            made.update(zip(target, tensors, strict=False))
+        if wrong:
+            raise UsageError(f"the weights do not fit the model: {_five(wrong)}")
+        missing = [name for name in targets if name not in made]
+        if missing:
+            raise UsageError(f"the weights lack {_five([self._their_name(name) for name in missing])}")
+        return made
+
+    def dump(self, ours: Mapping[str, Tensor], computed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Their tensors from ours: the exact inverse of :meth:`load`."""
+        stored = {name: t for name, t in (computed or {}).items() if any(_claims(line, name) for line in self.rows)}
+        ours = {**ours, **stored}
+        dumped: dict[str, Tensor] = {}
+        for line, source, target in self._pair(ours, side="ours"):
+            tensors = [ours[name] for name in source]
+            dumped.update(zip(target, line.operation.backward(tensors) if line.operation else tensors, strict=True))
+        return dumped
+
+    def _pair(self, source: Mapping[str, Tensor], side: str) -> list[tuple[Row, list[str], list[str]]]:
+        """Each row with the keys it claims on ``side`` and those it makes on the other; strict about what is claimed."""
+        left = dict.fromkeys(source)
+        pairs: list[tuple[Row, list[str], list[str]]] = []
+        for line in self.rows:
+            ours_theirs = (line.theirs, line.ours) if side == "theirs" else (line.ours, line.theirs)
+            from_templates, to_templates = ours_theirs
+            for key in list(left):
+                values = _match(from_templates[0], key) if key in left else None
+                if values is None:
+                    continue
+                claimed = [_fill(template, values) for template in from_templates]
+                absent = [name for name in claimed if name not in left]
+                if absent:
+                    raise UsageError(f"the weights have {key} but not {_five(absent)}")
+                for name in claimed:
+                    del left[name]
+                pairs.append((line, claimed, [_fill(template, values) for template in to_templates]))
+        if left:
+            raise UsageError(
+                f"{len(left)} of {len(source)} keys are not of this format: {_five(list(left))}; name the right format"
+            )
+        return pairs
+
+    def _their_name(self, ours: str) -> str:
+        for line in self.rows:
+            for template in line.ours:
+                values = _match(template, ours)
+                if values is not None:
+                    return _fill(line.theirs[0], values)
+        return ours
+
+
+def _claims(line: Row, ours: str) -> bool:
+    return any(_match(template, ours) is not None for template in line.ours)
+
+
+def _five(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ", ".join(islice(keys, 5)) + more

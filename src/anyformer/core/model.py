@@ -1,0 +1,87 @@
+"""A whole model: what every skeleton adds to a part so that users can hold it."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from anyformer.core.config import Config, edit, resolve
+from anyformer.core.context import Collected, Context
+from anyformer.core.errors import UsageError
+from anyformer.core.part import Part
+
+
+class Model(Part):
+    """The base of skeletons: raw data in, scores out, features of every stage on the way.
+
+    Attributes:
+        model_name: the name it was made under, "" for a hybrid.
+        options: the options it was made with.
+        data_config: what its input must look like (mean, std, size, channels, interpolation, ...); travels with it.
+    """
+
+    slot = "skeleton"
+    head: nn.Module | None
+    config: Any
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.model_name = ""
+        self.options: dict[str, Any] = {}
+        self.data_config: dict[str, Any] = {}
+
+    @property
+    def spec(self) -> Config:
+        """The resolved tree of configurations that this model was built from."""
+        return self.config
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Write spec, weights and manifest into a folder; see :func:`anyformer.core.store.save_pretrained`."""
+        from anyformer.core.store import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def stages_of(self, raw: Tensor, sink: Collected | None = None) -> tuple[list[Tensor], Tensor, Context]:
+        """The features of every stage, the final features, and their context."""
+        raise NotImplementedError
+
+    def forward_features(self, raw: Tensor, sink: Collected | None = None) -> tuple[Tensor, Context]:
+        """The final features, normalised, before the head."""
+        _, x, context = self.stages_of(raw, sink)
+        return x, context
+
+    def forward_head(self, x: Tensor, context: Context) -> Tensor:
+        """Scores from the final features."""
+        return x if self.head is None else self.head(x, context)
+
+    def forward(self, raw: Tensor, collect: Collected | None = None) -> Tensor:
+        """Scores ``(batch, num_classes)`` of raw input; auxiliary tensors go into ``collect`` where one is given."""
+        return self.forward_head(*self.forward_features(raw, collect))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh head for ``num_classes`` classes in place of the present one."""
+        if self.head is None:
+            raise UsageError("this model has no head to reset")
+        spec = edit(self.spec, {"head.num_classes": num_classes})
+        like = next(self.parameters())
+        self.config = resolve(spec)
+        self.head = self.config.head.build().to(device=like.device, dtype=like.dtype)
+
+
+class FeatureExtractor(nn.Module):
+    """A model that gives the features of its stages instead of scores.
+
+    Attributes:
+        model: the whole model, without its head.
+    """
+
+    returns: ClassVar[str] = "a list of (batch, *grid, channels), first stage first"
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        model.head = None
+        self.model = model
+
+    def forward(self, raw: Tensor) -> list[Tensor]:
+        """The features of every stage, channels last."""
+        features, _, _ = self.model.stages_of(raw)
+        return features

@@ -1,0 +1,159 @@
+"""The weighted matrix product, with activation and residual, through the fastest kernel for this size and machine.
+
+Stateless: no packed copy of a weight is kept, so a weight changed by whatever means is never stale. A raw kernel
+computes only what nothing watches. Under autograd, autocast, tracing, compilation, export, functorch transforms,
+forward derivatives and modes that intercept calls, for tensor subclasses, other dtypes, devices and layouts, and small
+products, the result is plainly ``act(torch.nn.functional.linear(x, weight, bias)) + add``.
+"""
+
+import itertools
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch._C import (
+    _is_any_autocast_enabled,
+    _is_torch_function_mode_enabled,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+)
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from anyformer.core.errors import UsageError, nearest
+from anyformer.ops import kernels
+
+Activation = Literal["gelu", "relu"]
+
+_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+_IN_PLACE = {"gelu": torch.ops.aten.gelu_, "relu": torch.relu_}
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_PLAIN = (Tensor, Parameter)
+
+# oneDNN has a fixed cost of about 13 microseconds a call, torch's own path 2: smaller products never repay it
+_SMALLEST_PRODUCT = 2_000_000  # rows * in * out
+_SMALLEST_STREAM = 250_000  # in * out, where up to 8 rows leave the time to reading the weight
+
+# one product inside each size class: rows, in, out, and how many weights take turns, as they do in decoding
+_PROBES = {
+    "vector": (1, 1024, 1024, 4),
+    "few rows": (4, 768, 1024, 4),
+    "small": (64, 192, 384, 1),
+    "medium": (197, 192, 768, 1),
+    "large": (784, 192, 768, 1),
+}
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, act: Activation | None = None, add: Tensor | None = None
+) -> Tensor:
+    """``act(x @ weight.T + bias) + add``; raw kernels differ from the plain form by rounding only.
+
+    Costs prod(leading) * in * out multiply-adds, and one to two microseconds for choosing the kernel.
+
+    Args:
+        x: (*leading, in).
+        weight: (out, in).
+        bias: (out,).
+        act: ``"gelu"`` (exact, by the error function), ``"relu"`` or None.
+        add: Broadcastable with (*leading, out): the residual.
+
+    Returns:
+        (*leading, out).
+
+    Raises:
+        UsageError: The activation is not one of the above.
+    """
+    if act is not None and act not in _ACTIVATIONS:
+        raise UsageError(f"linear has no activation {act!r}: use gelu, relu or None{nearest(str(act), _ACTIVATIONS)}")
+    size = _size_class(x, weight)
+    if size is None or not _unwatched(x, weight, bias, add):
+        y = F.linear(x, weight, bias)
+        if act is not None:
+            y = _ACTIVATIONS[act](y)
+        return y if add is None else y + add
+    operation = "linear gelu" if act == "gelu" else "linear"
+    compute = _onednn if kernels.choose(operation, size, _contestants) == "onednn" else _mkl
+    return compute(x, weight, bias, act, add)
+
+
+def _size_class(x: Tensor, weight: Tensor) -> str | None:
+    """The class of this product's size, None where it must be plain; most calls of a small model end here.
+
+    What records a call is asked before any size: a tracer would record the comparison.
+    """
+    if type(x) not in _PLAIN or is_compiling() or _is_tracing() or _is_torch_function_mode_enabled():
+        return None
+    products = x.numel() * weight.shape[0]
+    weights = weight.numel()
+    if products < _SMALLEST_PRODUCT and weights < _SMALLEST_STREAM:
+        return None
+    rows = products // (weights or 1)
+    if rows <= 8 and weights >= _SMALLEST_STREAM:
+        return ("vector" if rows == 1 else "few rows") if rows else None
+    if products < _SMALLEST_PRODUCT:
+        return None
+    return "small" if products < 16_000_000 else "medium" if products < 100_000_000 else "large"
+
+
+def _unwatched(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None) -> bool:
+    """Whether these are ordinary dense float32 tensors of fitting shapes, and only the result is wanted of the call."""
+    if (
+        not _HAS_ONEDNN
+        or _len_torch_dispatch_stack()
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or _is_any_autocast_enabled()
+        or x.is_nested
+        or not (_dense(x) and _dense(weight) and weight.is_contiguous() and weight.ndim == 2)
+    ):
+        return False
+    leading, (features_out, features_in) = x.shape, weight.shape
+    recorded = torch.is_grad_enabled()
+    if leading[-1] != features_in or (recorded and (x.requires_grad or weight.requires_grad)):
+        return False
+    if bias is not None and not (
+        # oneDNN reads a strided bias as if it were dense, and gives wrong numbers without an error
+        _dense(bias)
+        and bias.is_contiguous()
+        and bias.shape == (features_out,)
+        and not (recorded and bias.requires_grad)
+    ):
+        return False
+    return add is None or (
+        _dense(add) and add.shape == (*leading[:-1], features_out) and not (recorded and add.requires_grad)
+    )
+
+
+def _dense(tensor: Tensor) -> bool:
+    return type(tensor) in _PLAIN and tensor.dtype is torch.float32 and tensor.is_cpu and tensor.layout is torch.strided
+
+
+def _mkl(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation | None, add: Tensor | None) -> Tensor:
+    y = F.linear(x, weight, bias)  # new and ours alone, so what follows may overwrite it
+    if act is not None:
+        _IN_PLACE[act](y)
+    return y if add is None else y.add_(add)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation | None, add: Tensor | None) -> Tensor:
+    if act is None and add is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, bias, "add")
+    # algorithm "none" is the exact GELU; the other one is the approximation by tanh
+    y = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, act or "none", [], "none" if act == "gelu" else "")
+    return y if add is None else y.add_(add)
+
+
+def _contestants(operation: str, size: str) -> kernels.Contestants:
+    rows, features_in, features_out, turns = _PROBES[size]
+    act: Activation | None = "gelu" if operation == "linear gelu" else None
+    x = torch.full((rows, features_in), 0.5)
+    weights = itertools.cycle([torch.full((features_out, features_in), 0.01) for _ in range(turns)])
+    bias = torch.zeros(features_out)
+    return {
+        "mkl": lambda: _mkl(x, next(weights), bias, act, None),
+        "onednn": lambda: _onednn(x, next(weights), bias, act, None),
+    }

@@ -1,0 +1,42 @@
+"""Rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2)."""
+
+import torch
+from torch import Tensor
+
+from anyformer import core
+
+
+class Rotary(core.Part, name="rotary"):
+    """Turn each pair of channels by an angle that grows with the position, so that products depend on distances; eq. 34.
+
+    Channel ``i`` is paired with ``i + half``. Shapes: ``(batch, heads, tokens, head_dim)`` to the same. The frequencies
+    are stored with the weights, because a pruned model keeps those of the pairs it kept.
+    """
+
+    slot = "query_key_position"
+
+    class Config(core.Config):
+        """``base`` sets the longest wavelength, in tokens, to about ``2 pi base``."""
+
+        head_dim: int = core.bound()
+        base: float = 10000.0
+
+        @property
+        def half(self) -> int:
+            """The number of pairs."""
+            return self.head_dim // 2
+
+    axes = {"frequency": "half"}
+    definitions = {"head_dim": "2 half"}
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        exponent = torch.arange(config.half, dtype=torch.float32) / config.half
+        self.register_buffer("frequency", config.base**-exponent)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """``x`` turned for ``positions``, which are ``(tokens,)`` or ``(batch, 1, tokens)`` whole numbers."""
+        angle = positions[..., None].to(self.frequency.dtype) * self.frequency
+        cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)

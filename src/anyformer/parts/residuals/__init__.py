@@ -1,0 +1,1 @@
+"""How a branch joins the stream."""

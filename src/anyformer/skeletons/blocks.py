@@ -1,0 +1,55 @@
+"""Blocks: how norm, mixer and residual follow one another in a layer."""
+
+from torch import Tensor
+
+from anyformer import core
+from anyformer.parts.residuals.residual import PlainResidual
+
+
+class PreNormBlock(core.Block, name="pre_norm_block"):
+    """``x = residual1(x, mixer(norm1(x)))``, then ``x = residual2(x, channel_mixer(norm2(x)))``: the Transformer layer."""
+
+    class Config(core.Config):
+        """One part a slot."""
+
+        dim: int = core.bound()
+        norm1: core.Config
+        mixer: core.Config
+        residual1: core.Config
+        norm2: core.Config
+        channel_mixer: core.Config
+        residual2: core.Config
+
+    def forward(self, x: Tensor, ctx: core.Context) -> Tensor:
+        """One layer."""
+        x = self.residual1(x, self.mixer(self.norm1(x), ctx))
+        return self.residual2(x, self.channel_mixer(self.norm2(x), ctx))
+
+
+class MixerNormBlock(core.Block, name="mixer_norm_block"):
+    """``residual(x, channel_mixer(norm(mixer(x))))``: one branch for both mixers, as in ConvNeXt (arXiv:2201.03545)."""
+
+    class Config(core.Config):
+        """One part a slot."""
+
+        dim: int = core.bound()
+        mixer: core.Config
+        norm: core.Config
+        channel_mixer: core.Config
+        residual: core.Config
+
+    def forward(self, x: Tensor, ctx: core.Context) -> Tensor:
+        """One layer."""
+        return self.residual(x, self.channel_mixer(self.norm(self.mixer(x, ctx)), ctx))
+
+
+def layer_block(layer: core.Config, channel_mixer: core.Config, norm: core.Config) -> core.Config:
+    """A whole block as it is, or a pre-norm block around a token mixer."""
+    if layer.part.slot == "block":
+        return layer
+    if layer.part.slot != "token_mixer":
+        raise core.UsageError(f"a layer is a token mixer or a block, {layer.part.name!r} is a {layer.part.slot}")
+    join = PlainResidual.Config()
+    return PreNormBlock.Config(
+        norm1=norm, mixer=layer, residual1=join, norm2=norm, channel_mixer=channel_mixer, residual2=join
+    )

@@ -1,0 +1,37 @@
+"""The decoder skeleton: token identifiers in, scores of the next token out."""
+
+import dataclasses
+
+from torch import Tensor
+
+from anyformer import core
+from anyformer.core.model import Model
+
+
+class Decoder(Model, name="decoder"):
+    """Embed, a row of causal blocks, a norm, a head. Shapes: ``(batch, tokens) -> (batch, tokens, vocabulary)``."""
+
+    class Config(core.Config):
+        """``vocabulary`` is bound to the embed and to the head."""
+
+        dim: int
+        vocabulary: int
+        embed: core.Config
+        blocks: tuple[core.Config, ...]
+        norm: core.Config | None = None
+        head: core.Config | None = None
+
+    @classmethod
+    def binds(cls, config: Config) -> dict[str, dict[str, str]]:
+        """Embed and head share one vocabulary."""
+        return {"embed": {"vocabulary": "vocabulary"}, "head": {"vocabulary": "vocabulary"}}
+
+    def stages_of(self, raw: Tensor, sink: core.Collected | None = None) -> tuple[list[Tensor], Tensor, core.Context]:
+        """The features after every block, the normalised final features, and their context."""
+        x, ctx = self.embed(raw)
+        ctx = dataclasses.replace(ctx, sink=sink)
+        features: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x, ctx)
+            features.append(x)
+        return features, x if self.norm is None else self.norm(x), ctx

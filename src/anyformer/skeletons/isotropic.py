@@ -1,0 +1,59 @@
+"""The isotropic skeleton: one width and one grid from the first block to the last."""
+
+import dataclasses
+
+from torch import Tensor
+
+from anyformer import core
+from anyformer.core.model import Model
+from anyformer.core.pattern import parse_pattern
+from anyformer.skeletons.blocks import layer_block
+
+
+class Isotropic(Model, name="isotropic"):
+    """Embed, a row of blocks, a norm, a head.
+
+    Shapes: whatever the embed takes -> whatever the head gives; the features of every block are its stages.
+    """
+
+    class Config(core.Config):
+        """``blocks`` is written out layer by layer, even where all are equal."""
+
+        dim: int
+        embed: core.Config
+        blocks: tuple[core.Config, ...]
+        norm: core.Config | None = None
+        head: core.Config | None = None
+
+    @classmethod
+    def pattern(
+        cls,
+        *,
+        dim: int,
+        layers: str,
+        embed: str = "patch_embed(patch=16)",
+        channel_mixer: str = "mlp",
+        norm: str = "layer_norm",
+        head: str = "mean_pool_head",
+        num_classes: int = 1000,
+        in_chans: int = 3,
+    ) -> core.Config:
+        """A pattern from texts: token mixers by layer (or whole blocks), and one part for every other slot."""
+        (embed_part,), (mixer,), (normed,), (scores,) = map(parse_pattern, (embed, channel_mixer, norm, head))
+        return cls.Config(
+            dim=dim,
+            embed=embed_part.replace(channels=in_chans) if hasattr(embed_part, "channels") else embed_part,
+            blocks=tuple(layer_block(layer, mixer, normed) for layer in parse_pattern(layers)),
+            norm=normed,
+            head=scores.replace(num_classes=num_classes),
+        )
+
+    def stages_of(self, raw: Tensor, sink: core.Collected | None = None) -> tuple[list[Tensor], Tensor, core.Context]:
+        """The grid features after every block, the normalised final features, and their context."""
+        x, ctx = self.embed(raw)
+        ctx = dataclasses.replace(ctx, sink=sink)
+        features: list[Tensor] = []
+        for block in self.blocks:
+            x = block(x, ctx)
+            features.append(ctx.layout.split(x)[1])
+        return features, x if self.norm is None else self.norm(x), ctx

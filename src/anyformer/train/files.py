@@ -1,0 +1,147 @@
+"""Files and folders that are either wholly there or not at all, and that show when a bit of them has changed.
+
+The order is always the same: write beside, sync the file, rename, sync the folder. After a crash the old content or the
+new is found, never a mixture. For local file systems of POSIX machines.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from anyformer.core.errors import AnyformerError, UsageError
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".part"  # the ending of what a killed run may leave behind
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Writes a file so that its name holds either the old content or the new, whatever happens in between.
+
+    Raises:
+        AnyformerError: The disk is full, the folder is missing or not writable; the old content is still there.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    with _failures_told(path):
+        try:
+            _write(beside, data)
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a new folder of files with a manifest of their SHA-256 digests; the folder appears whole or not at all.
+
+    Raises:
+        AnyformerError: The disk is full, the parent is missing or not writable, or the folder is there already.
+    """
+    beside = folder.with_name(folder.name + UNFINISHED)
+    with _failures_told(folder):
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            for name, data in {**files, MANIFEST: _manifest(files)}.items():
+                _write(beside / name, data)
+            _sync(beside)
+            os.rename(beside, folder)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        _sync(folder.parent)
+
+
+def read_sealed(folder: Path) -> dict[str, bytes]:
+    """The files of a sealed folder, after their digests have been found to be those of the manifest.
+
+    Raises:
+        AnyformerError: A file is missing, superfluous or changed, or cannot be read; the sentence names it.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            if not entry.is_file(follow_symlinks=False):
+                raise AnyformerError(f"{entry.path} is not a file and does not belong there")
+        files = {entry.name: Path(entry.path).read_bytes() for entry in entries}
+    except OSError as error:
+        raise AnyformerError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
+    if MANIFEST not in files:
+        raise AnyformerError(f"{folder / MANIFEST} is missing")
+    manifest = files.pop(MANIFEST)
+    # Comparing the bytes, not the parsed content, leaves no bit of the manifest unguarded.
+    if manifest != _manifest(files):
+        raise AnyformerError(_difference(folder, manifest, files))
+    return files
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder, made when missing, for one writer; the lock goes with the process, however that ends.
+
+    Raises:
+        UsageError: Another writer holds the folder.
+        AnyformerError: The folder cannot be made or written to.
+    """
+    with _failures_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "ab")  # noqa: SIM115 - held open until the end of the block below
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"another run is writing to {folder}; wait for it or name another folder") from None
+        yield
+
+
+def _manifest(files: Mapping[str, bytes]) -> bytes:
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return json.dumps({"sha256": digests}, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _difference(folder: Path, manifest: bytes, files: Mapping[str, bytes]) -> str:
+    """Why the manifest is not that of the files."""
+    try:
+        digests = dict(json.loads(manifest)["sha256"])
+    except (ValueError, LookupError, TypeError):
+        return f"{folder / MANIFEST} is damaged"
+    for name in sorted(digests.keys() - files.keys()):
+        return f"{folder / name} is missing"
+    for name in sorted(files.keys() - digests.keys()):
+        return f"{folder / name} does not belong there"
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != digests[name]:
+            return f"{folder / name} is damaged: its SHA-256 is not that of the manifest"
+    return f"{folder / MANIFEST} is damaged"
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _failures_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AnyformerError(
+            f"cannot write {path}: {error.strerror or error}; free space or name another folder, then run again"
+        ) from error

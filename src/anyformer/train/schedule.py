@@ -1,0 +1,43 @@
+"""How an optimizer is set up and how its learning rate runs."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosine:
+    """The factor on the learning rate: a straight rise from near 0, then half a cosine down to ``floor``.
+
+    A pure function of the step, so that there is nothing to save. Loshchilov and Hutter, "SGDR", eq. 5, without
+    restarts.
+
+    Args:
+        steps: Length of the run; the factor is ``floor`` from there on.
+        warmup: Steps of the rise.
+        floor: The factor at the end.
+    """
+
+    steps: int
+    warmup: int = 0
+    floor: float = 0.01
+
+    def __call__(self, step: int) -> float:
+        """The factor of a step, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def adamw(model: nn.Module, learning_rate: float = 1e-3, weight_decay: float = 0.05) -> torch.optim.AdamW:
+    """AdamW on the parameters that take gradients, without decay on those of one dimension or none (biases, norms)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    # The fused form is one call for all parameters instead of ten for each.
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
