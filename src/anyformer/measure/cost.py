@@ -52,7 +52,7 @@ def cost(model: nn.Module, *example: Any, **keywords: Any) -> Cost:
     recorder = _Uncounted(counter.flop_registry)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        stand_ins = {name: fake.from_tensor(tensor) for name, tensor in state.items()}
+        stand_ins: dict[str, Tensor] = {name: fake.from_tensor(tensor) for name, tensor in state.items()}
         device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
         inputs = tuple(_stand_in(value, fake, device) for value in example)
         named = {name: _stand_in(value, fake, device) for name, value in keywords.items()}
@@ -82,7 +82,7 @@ def _vector_flops(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
     return 2 * max(prod(shape) for shape in shapes if isinstance(shape, tuple | torch.Size))
 
 
-_FORMULAS: Mapping[Any, Any] = {
+_FORMULAS: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_fused_attention_overrideable: _attention_flops,
     aten.mv: _vector_flops,

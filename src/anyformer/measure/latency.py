@@ -21,6 +21,7 @@ from anyformer.ops.linear import linear
 Clock = Callable[[], float]
 Call = Callable[[], object]
 
+BLOCKS = 10  # pairs at least: fewer intervals are narrow by luck
 BLOCK_SECONDS = 0.02  # long against the clock's resolution and a stray interrupt, short against the machine's moods
 
 
@@ -107,7 +108,7 @@ def ratio(
                 ours_time, theirs_time = (_time(call, count, clock) / count for call, count in blocks)
             logs.append(math.log(theirs_time / ours_time))
             low, high = _median_interval(logs)
-            measured = math.expm1(high - low) < width
+            measured = len(logs) >= BLOCKS and math.expm1(high - low) < width
             if measured or clock() - begun >= max_seconds:
                 break
     value = math.exp(statistics.median(logs))
@@ -140,9 +141,9 @@ def _time(call: Call, count: int, clock: Clock) -> float:
 
 
 def _calls_per_block(call: Call, clock: Clock) -> int:
-    """So many calls that a block takes ``BLOCK_SECONDS``; the first call, which warms up, does not count."""
+    """So many calls that a block takes ``BLOCK_SECONDS``; the first, which warms up, does not count."""
     call()
-    return max(1, round(BLOCK_SECONDS / max(_time(call, 1, clock), 1e-9)))
+    return max(1, round(BLOCK_SECONDS / max(min(_time(call, 1, clock) for _ in range(3)), 1e-9)))
 
 
 def _median_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -36,10 +36,9 @@ def attention(
         if bias is None and queries == keys:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
         seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        if bias is None:
-            bias = seen
-        else:
-            bias = bias & seen if bias.dtype == torch.bool else bias.masked_fill(~seen, -torch.inf)
+        if bias is not None:
+            seen = bias & seen if bias.dtype == torch.bool else bias.masked_fill(~seen, -torch.inf)
+        bias = seen
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=shared)
 
 

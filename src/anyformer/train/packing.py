@@ -34,8 +34,9 @@ def unpack(tree: bytes, tensors: bytes) -> Any:
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     match value:
         case Tensor():
-            tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            return {"tensor": path}
+            name = f"{len(tensors)}{path}"  # the number keeps "a/b" apart from "b" in "a"
+            tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            return {"tensor": name}
         case dict():
             return {"dict": [[_key(key), _encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
         case list() | tuple():
@@ -54,8 +55,8 @@ def _key(key: Any) -> str | int:
 
 def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     match value:
-        case {"tensor": path}:
-            return tensors[path]
+        case {"tensor": name}:
+            return tensors[name]
         case {"dict": items}:
             return {key: _decode(item, tensors) for key, item in items}
         case {"tuple": items}:

