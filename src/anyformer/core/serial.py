@@ -5,6 +5,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, cast
 
 import yaml
@@ -14,6 +15,7 @@ from anyformer.core import registry
 from anyformer.core.config import Config
 from anyformer.core.errors import UsageError, nearest
 from anyformer.core.initial import Init
+from anyformer.core.part import Part
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -62,7 +64,7 @@ def from_data(data: object, where: str = "", depth: int = 0) -> Config:
         raise UsageError(f'{place}: expected a mapping with a key "part" that names the part, got {_short(data)}')
     table = cast(dict[str, Any], data)
     kind = registry.part(table["part"]).Config
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {field.name: field for field in configs.fields(kind)}
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -76,6 +78,11 @@ def from_data(data: object, where: str = "", depth: int = 0) -> Config:
         return kind(**values)
     except TypeError as error:
         raise UsageError(f"{place}: part {table['part']!r}: {str(error).split('() ')[-1]}") from None
+
+
+@cache
+def _hints(kind: type[Config]) -> dict[str, Any]:
+    return typing.get_type_hints(kind, localns={"Part": Part})
 
 
 def _read(value: object, hint: Any, where: str, depth: int) -> Any:

@@ -36,13 +36,20 @@ def colours(path: Path, size: int = 24) -> np.ndarray:
 def refused(path: Path) -> str:
     """The sentence; one line that begins with the file's name."""
     with pytest.raises(UsageError) as caught:
-        probe(path)
-        decode(path, 16, 3)
+        (probe(path), decode(path, 16, 3))
     sentence = str(caught.value)
     assert sentence.startswith(str(path))
     assert "\n" not in sentence
     assert "remove it" in sentence
     return sentence
+
+
+def attempt(path: Path, size: int) -> tuple[np.ndarray | None, str]:
+    """The pixels, or the sentence of the refusal."""
+    try:
+        return decode(path, size, 3), ""
+    except UsageError as error:
+        return None, str(error)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
@@ -64,11 +71,9 @@ def test_every_cut_is_refused_or_harmless(tmp_path, kind):
     told = 0
     for cut in sorted(cuts):
         path.write_bytes(whole[:cut])
-        try:
-            assert (decode(path, 16, 3) == expected).all(), cut
-        except UsageError as error:
-            told += 1
-            assert str(path) in str(error)
+        pixels, sentence = attempt(path, 16)
+        told += pixels is None
+        assert str(path) in sentence if pixels is None else (pixels == expected).all(), cut
     assert told >= 50
 
 
@@ -168,7 +173,7 @@ def test_bombs_are_refused_unopened(tmp_path, monkeypatch, side, limit):
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb(side, side))
     assert "more than 89,478,485 pixels" in refused(path)
-    assert Image.MAX_IMAGE_PIXELS == limit
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_text_bomb_in_a_chunk_is_refused(tmp_path):
@@ -230,9 +235,7 @@ def test_damage_inside_never_gives_anything_but_a_sentence(tmp_path):
             damaged[chance.integers(len(whole), size=3)] = chance.integers(256, size=3)
             path = tmp_path / "picture"
             path.write_bytes(damaged.tobytes())
-            try:
-                assert decode(path, 8, 3).shape == (3, 8, 8)
-            except UsageError as error:
-                told += 1
-                assert str(path) in str(error)
+            pixels, sentence = attempt(path, 8)
+            told += pixels is None
+            assert str(path) in sentence if pixels is None else pixels.shape == (3, 8, 8)
     assert told > 20

@@ -100,7 +100,7 @@ def test_wrong_layouts_are_refused_with_the_remedy(folder, tmp_path):
     with pytest.raises(UsageError, match="is a file; give a folder"):
         load(folder / "cat" / "0.png")
     picture(folder / "loose.PNG")
-    with pytest.raises(UsageError, match="loose.PNG lies outside of the classes; move it"):
+    with pytest.raises(UsageError, match=r"loose\.PNG lies outside of the classes; move it"):
         load(folder)
     with pytest.raises(UsageError, match="cat is a folder inside of a class"):
         load(tmp_path)
@@ -123,14 +123,14 @@ def test_bad_files_are_told_together(folder):
         load(folder)
     for index in range(10):
         (folder / "dog" / f"x{index}.png").write_bytes(b"x")
-    with pytest.raises(UsageError, match="^12 files in .* and 7 more$"):
+    with pytest.raises(UsageError, match=r"^12 files in .* and 7 more$"):
         load(folder)
 
 
 def test_cut_pixels_behind_a_good_header_are_told(folder):
     path = folder / "cat" / "1.png"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UsageError, match="1.png is damaged or cut short"):
+    with pytest.raises(UsageError, match=r"1\.png is damaged or cut short"):
         load(folder)
 
 
@@ -144,7 +144,7 @@ def test_links_in_circles_and_pipes_are_refused(folder):
         load(folder)
     (folder / "loop").unlink()
     os.mkfifo(folder / "cat" / "pipe.png")
-    with pytest.raises(UsageError, match="pipe.png is a device or a pipe"):
+    with pytest.raises(UsageError, match=r"pipe\.png is a device or a pipe"):
         load(folder)
 
 

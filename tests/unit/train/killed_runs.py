@@ -44,12 +44,14 @@ def load_safely(directory: Path) -> Any:
 
 
 def in_place(directory: Path) -> Save:
-    """The negative control: what a program without care does."""
+    """The negative control: synced, but under the final names."""
 
     def save(step: int) -> None:
-        tree, tensors = pack(state(step))
-        (directory / "state.json").write_bytes(tree)
-        (directory / "tensors.safetensors").write_bytes(tensors)
+        for name, data in zip(("state.json", "tensors.safetensors"), pack(state(step)), strict=True):
+            with (directory / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
 
     return save
 
@@ -80,7 +82,7 @@ def kill_during_saves(
     """Counts kills after which the newest state is unreadable, or older than one that was told to be saved."""
     directory.mkdir()
     counts = {"kills": 0, "unreadable": 0, "lost": 0}
-    duration, first = 0.0, 1
+    duration, began, first = 0.0, 0.0, 1
     for _ in range(kills):
 
         def work(say: Say, first: int = first) -> None:
@@ -162,20 +164,21 @@ def end_by_sigterm(directory: Path) -> dict[str, Any]:
 
 def fill_the_disk(directory: Path) -> dict[str, Any]:
     """Saves under a limit on the size of files; the kernel refuses in the middle of a write."""
-    save = safe(directory)
-    save(1)
+    store = Checkpoints(directory, {})
+    store.load()
+    store.save(1, state(1))
     sentences = []
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     for limit in (0, 100, 4096, 4 * SIZE - 1):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            save(2)
+            store.save(2, state(2))
             sentences.append("saved")
         except AnyformerError as error:
             sentences.append(str(error))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    del save  # and with it the lock
+    store.close()
     return {"sentences": sentences, "found": load_safely(directory)["step"], "files": sorted(os.listdir(directory))}
 
 
@@ -184,7 +187,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     report = {
         "safe": kill_during_saves(folder / "safe", kills, safe, load_safely),
-        "in_place": kill_during_saves(folder / "in_place", 3 * kills, in_place, load_in_place),
+        "in_place": kill_during_saves(folder / "in_place", 2 * kills, in_place, load_in_place),
         "training": kill_during_training(folder),
         "sigterm": end_by_sigterm(folder / "sigterm"),
         "full": fill_the_disk(folder / "full"),

@@ -200,9 +200,8 @@ def test_other_threads_are_told(directory, monkeypatch):
 
 
 def test_second_writer_is_refused(directory):
-    with Checkpoints(directory, CONFIG):
-        with pytest.raises(UsageError, match="another run is writing"):
-            Checkpoints(directory, CONFIG)
+    with Checkpoints(directory, CONFIG), pytest.raises(UsageError, match="another run is writing"):
+        Checkpoints(directory, CONFIG)
     assert load(directory) == 20
 
 

@@ -157,11 +157,8 @@ def test_random_bytes_are_no_manifest(sealed):
 
 
 def test_second_writer_is_refused_until_the_first_has_gone(tmp_path):
-    with locked(tmp_path / "deep" / "folder"):
-        with (
-            pytest.raises(UsageError, match="another run is writing to .*folder; wait"),
-            locked(tmp_path / "deep" / "folder"),
-        ):
-            pass
-    with locked(tmp_path / "deep" / "folder"):
+    folder = tmp_path / "deep" / "folder"
+    with locked(folder), pytest.raises(UsageError, match=r"another run is writing to .*folder; wait"), locked(folder):
+        pass
+    with locked(folder):
         pass

@@ -36,7 +36,7 @@ def test_no_file_is_made_for_nothing(tmp_path):
 
 
 def test_failures_are_told(tmp_path):
-    with pytest.raises(AnyformerError, match="cannot write .*nowhere"):
+    with pytest.raises(AnyformerError, match=r"cannot write .*nowhere"):
         Log(tmp_path / "nowhere" / "log").write({"step": 1})
     with pytest.raises(AnyformerError, match="cannot read"):
         Log(tmp_path).read()

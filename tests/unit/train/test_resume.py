@@ -159,7 +159,7 @@ def test_full_disk_ends_the_run_and_the_previous_checkpoint_resumes(tmp_path, mo
     trainer.run(10)
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
-        with pytest.raises(AnyformerError, match="cannot write .*step-00000015: No space left on device"):
+        with pytest.raises(AnyformerError, match=r"cannot write .*step-00000015: No space left on device"):
             trainer.run(STEPS)
     close(trainer)
     trainer = make_trainer(tmp_path, model_seed=2)
@@ -182,6 +182,6 @@ def test_other_configuration_is_refused_before_anything_is_loaded(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.run(3)
     close(trainer)
-    with Checkpoints(tmp_path, {"model": "large", "seed": 4}) as store:
-        with pytest.raises(UsageError, match="model: saved small, asked large; seed: saved 3, asked 4"):
-            make_trainer(store=store)
+    other = Checkpoints(tmp_path, {"model": "large", "seed": 4})
+    with other, pytest.raises(UsageError, match="model: saved small, asked large; seed: saved 3, asked 4"):
+        make_trainer(store=other)

@@ -109,5 +109,5 @@ class PrefixedPatchEmbed(core.Embed, name="prefixed_patch_embed"):
                 f"{(config.rows, config.columns)}; create it with img_size={tuple(raw.shape[2:])} or adapt it"
             )
         layout = core.Layout(grid=(config.rows, config.columns), prefix=config.prefix)
-        x = torch.cat((self.prefix.expand(len(raw), -1, -1), patches.flatten(1, 2)), dim=1) + self.positions
+        x = torch.cat((self.prefix.expand(raw.shape[0], -1, -1), patches.flatten(1, 2)), dim=1) + self.positions
         return x, dataclasses.replace(ctx, layout=layout)
