@@ -1,0 +1,135 @@
+"""The command line. Listing and help read an index and do not import torch; everything else is imported where used."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+app = typer.Typer(
+    name="anyformer",
+    help="Every efficient and hybrid Transformer as parts of one system: fit, build, prove, measure and ship.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+
+
+@app.command("list")
+def list_models(
+    pattern: Annotated[str, typer.Argument(help="A shell pattern of names, such as '*next*'.")] = "*",
+    field: Annotated[str | None, typer.Option(help="One field only, such as vision.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the models: name, system, parameters, multiply-adds, what is proven."""
+    from anyformer.app.listing import print_models
+
+    print_models(pattern, field, json)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A model's name, or a folder that was saved or fitted.")],
+    json: AsJson = False,
+) -> None:
+    """Show a model's whole tree: every part, its numbers, its axes, its file and line."""
+    from anyformer.app.showing import print_tree
+
+    print_tree(name, json)
+
+
+@app.command()
+def verify(
+    system: Annotated[str, typer.Argument(help="A system's slug, such as vit.")],
+    level: Annotated[str, typer.Option(help="Levels to prove, separated by commas.")] = "built,equal",
+    name: Annotated[list[str] | None, typer.Option(help="One model of the system only; may be repeated.")] = None,
+) -> None:
+    """Prove a system's levels here, and write what was found into the ledger."""
+    from anyformer.app.proving import prove
+
+    prove(system, level, name or [])
+
+
+@app.command()
+def fit(
+    data: Annotated[str, typer.Argument(help="A folder with one sub-folder of pictures a class, or 'digits'.")],
+    budget: Annotated[str, typer.Option(help="Limits, such as 'latency<=2ms, params<=1M, size<=4MB, macs<=50M'.")] = "",
+    minutes: Annotated[float, typer.Option(help="Wall clock for the whole command.")] = 10.0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; anyformer-DATA when absent.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split, the weights, the order and the augmentation.")] = 0,
+    trials: Annotated[int, typer.Option(help="How many candidates are measured.")] = 8,
+    size: Annotated[
+        int | None, typer.Option(help="Side that pictures are brought to; from the data when absent.")
+    ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.")] = False,
+) -> None:
+    """Train the best model within a budget on your pictures, export it, check it, report it."""
+    from anyformer.app.fitting import run_fit
+
+    run_fit(data, budget=budget, minutes=minutes, out=out, seed=seed, trials=trials, size=size, bf16=bf16)
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="A folder that `anyformer fit` wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    json: AsJson = False,
+) -> None:
+    """Classify pictures with a fitted folder alone."""
+    from anyformer.app.predicting import print_predictions
+
+    print_predictions(folder, images, json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; failures become one sentence and an exit code, a traceback only with ``--debug``."""
+    given = sys.argv[1:] if arguments is None else arguments
+    words = [word for word in given if word != "--debug"]
+    debug = len(words) < len(given)
+    try:
+        code = app(words, standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _complain("stopped; what was done is kept", 130)
+    except click.exceptions.Abort:
+        code = _complain("stopped", 130)
+    except click.ClickException as error:
+        code = _complain(error.format_message(), 2)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output is gone, and nobody is left to complain to
+        code = 1
+    except Exception as error:
+        if debug:
+            raise
+        code = _complain(*_sentence(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    """What to tell of an error, and the exit code; our own errors know theirs."""
+    code: Any = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        return str(error), code
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "out of memory; use a smaller model, smaller images or a machine with more", 1
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}", 1
+    first = str(error).strip().splitlines()
+    return (
+        f"unexpected {type(error).__name__}: {first[0] if first else ''}; run again with --debug for the traceback",
+        1,
+    )
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"anyformer: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

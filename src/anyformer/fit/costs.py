@@ -1,0 +1,138 @@
+"""What a candidate costs on this machine, measured once and kept in ``costs.json``."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anyformer.core.errors import AnyformerError, UsageError
+from anyformer.core.files import write_atomic
+from anyformer.deploy.onnx import export_onnx
+from anyformer.deploy.runtime import OnnxModel
+from anyformer.measure.cost import cost
+from anyformer.measure.latency import latency
+
+LATENCY_SECONDS = 0.5
+STEPS = (2, 5)  # training steps run untimed, then timed
+
+
+@dataclass(frozen=True)
+class Costs:
+    """One candidate's costs.
+
+    Attributes:
+        params: parameters.
+        macs: multiply-adds an image.
+        size_bytes: bytes of the exported file.
+        latency_ms: median, 10th and 90th percentile of one image through the exported file, all cores.
+        step_seconds: one training step.
+        export_seconds: one export with its check.
+        measure_seconds: what measuring all this took.
+    """
+
+    params: int
+    macs: int
+    size_bytes: int
+    latency_ms: dict[str, float]
+    step_seconds: float
+    export_seconds: float
+    measure_seconds: float
+
+    def of(self, quantity: str) -> float:
+        """The cost that a budget names: latency in milliseconds, params, size in bytes, macs."""
+        match quantity:
+            case "latency":
+                return self.latency_ms["median"]
+            case "size":
+                return self.size_bytes
+            case _:
+                return getattr(self, quantity)
+
+
+def measure_candidate(model: nn.Module, example: Tensor, train_step: Callable[[], None], path: Path) -> Costs:
+    """Measure a model with fresh weights: latency does not depend on them.
+
+    Args:
+        model: images to scores.
+        example: images of the shape to come, ``(batch, channels, size, size)``, at least one.
+        train_step: one step of the training to come, on a copy of the model.
+        path: where the export may lie in between; removed again.
+    """
+    started = time.perf_counter()
+    counted = cost(model, tuple(example[:1].shape))
+    export_started = time.perf_counter()
+    export_onnx(model, example[:1], path)
+    export_seconds = time.perf_counter() - export_started
+    runtime = OnnxModel(path)
+    image = np.ascontiguousarray(example[:1].numpy())
+    timed = latency(lambda: runtime(image), seconds=LATENCY_SECONDS)
+    size = path.stat().st_size
+    path.unlink()
+    seconds: list[float] = []
+    for index in range(sum(STEPS)):
+        step_started = time.perf_counter()
+        train_step()
+        if index >= STEPS[0]:
+            seconds.append(time.perf_counter() - step_started)
+    return Costs(
+        params=counted.params,
+        macs=counted.macs,
+        size_bytes=size,
+        latency_ms={"median": timed.median_ms, "p10": timed.p10_ms, "p90": timed.p90_ms},
+        step_seconds=statistics.median(seconds),
+        export_seconds=export_seconds,
+        measure_seconds=time.perf_counter() - started,
+    )
+
+
+class CostTable:
+    """The costs of all candidates, in a file that grows as they are measured and is read again when it is there.
+
+    Args:
+        path: ``costs.json``.
+        setting: what the costs hold for (image size, channels, classes, cores, torch version); another is refused.
+
+    Raises:
+        UsageError: the file is of another setting.
+        AnyformerError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path, setting: dict[str, Any]) -> None:
+        self.path, self.setting = path, setting
+        self.costs: dict[str, Costs] = {}
+        if path.exists():
+            try:
+                data = json.loads(path.read_bytes())
+                known = data["setting"]
+                self.costs = {name: Costs(**values) for name, values in data["costs"].items()}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise AnyformerError(f"{path} cannot be read as measured costs ({error}); delete it") from error
+            if known != setting:
+                differing = [key for key in {**known, **setting} if known.get(key) != setting.get(key)]
+                raise UsageError(f"{path} was measured under another {', '.join(sorted(differing))}; delete it")
+
+    def add(self, name: str, costs: Costs) -> None:
+        """Enter a candidate and write the file."""
+        self.costs[name] = costs
+        table = {"setting": self.setting, "costs": {key: asdict(value) for key, value in self.costs.items()}}
+        write_atomic(self.path, json.dumps(table, indent=1).encode())
+
+
+def setting_of(example: Tensor, classes: int, batch: int) -> dict[str, Any]:
+    """What measured costs hold for."""
+    _, channels, size, _ = example.shape
+    return {
+        "size": size,
+        "channels": channels,
+        "classes": classes,
+        "batch": batch,
+        "cores": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
