@@ -95,6 +95,8 @@ class _Reader:
             if self.peek() != "+":
                 break
             self.take()
+        if any(labels) and (not all(labels) or len(set(labels)) < len(labels)):
+            raise ValueError(f"axis string {self.text!r}: name every summand of a sum, each differently, or none")
         return terms[0] if len(terms) == 1 and not labels[0] else Sum(tuple(terms), tuple(labels))
 
 
@@ -152,7 +154,7 @@ def substitute(expression: Expression, table: Mapping[str, Expression]) -> Expre
 
 
 def indices(expression: Expression, sizes: Callable[[str], int], keep: Mapping[str, Tensor]) -> Tensor:
-    """The flat indices that stay when each axis in ``keep`` keeps only the indices given (int64, ascending as given)."""
+    """The flat indices that stay when each axis in ``keep`` keeps only the indices given (int64, in the order given)."""
     match expression:
         case Axis(name):
             return keep[name] if name in keep else torch.arange(size(expression, sizes))
@@ -172,7 +174,7 @@ def indices(expression: Expression, sizes: Callable[[str], int], keep: Mapping[s
 
 
 def summands(expression: Expression, sizes: Callable[[str], int]) -> dict[str, int]:
-    """The labelled summands of a dimension and their sizes, in order; an unlabelled dimension is one summand ""."""
-    if isinstance(expression, Sum):
+    """The named summands of a dimension and their sizes, in order; a dimension without names is one summand ""."""
+    if isinstance(expression, Sum) and expression.labels[0]:
         return {label: size(term, sizes) for label, term in zip(expression.labels, expression.terms, strict=True)}
     return {"": size(expression, sizes)}

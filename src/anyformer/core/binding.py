@@ -7,13 +7,16 @@ definition (``head_dim = 2 half``) refines an axis for everybody who shares it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
+import torch
 from torch import Tensor
 
 from anyformer.core import axes
 from anyformer.core.axes import Axis, Expression, Product, Sum
 from anyformer.core.config import Config, bindings, children, edit, fields, walk
 from anyformer.core.errors import UsageError, nearest
+from anyformer.core.part import Shared
 
 
 @dataclass
@@ -54,10 +57,16 @@ class AxisTable:
 
 
 def axis_table(spec: Config) -> AxisTable:
-    """The axes of a resolved spec. Raises ValueError where a definition contradicts the sizes."""
+    """The axes of a resolved spec."""
     table = AxisTable()
     _visit(spec, "", {}, table)
+    table.reduces |= {inner for name in table.reduces for inner in axes.names(table.expand(Axis(name)))}
+    _freeze(spec, table)
     return table
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _visit(config: Config, path: str, given: Mapping[str, Expression], table: AxisTable) -> None:
@@ -72,12 +81,10 @@ def _visit(config: Config, path: str, given: Mapping[str, Expression], table: Ax
         if axis not in local:
             node, _, last = axis.rpartition(".")
             if node:  # a descendant's axis: it stands under the descendant's own name
-                full = f"{path}.{axis}" if path else axis
-                table.sizes[full] = config.size(axis)
-                return Axis(full)
-            name = f"{path}.{last}" if path else last
-            local[axis] = Axis(name)
-            table.sizes[name] = config.size(axis)
+                table.sizes[_join(path, axis)] = config.size(axis)
+                return Axis(_join(path, axis))
+            local[axis] = Axis(_join(path, last))
+            table.sizes[_join(path, last)] = config.size(axis)
         return local[axis]
 
     def globally(expression: Expression) -> Expression:
@@ -87,45 +94,44 @@ def _visit(config: Config, path: str, given: Mapping[str, Expression], table: Ax
         _refine(name_of(axis), axes.parse_expression(text), config, path, local, table)
     for tensor, text in part.axes.items():
         if "." not in tensor:
-            name = f"{path}.{tensor}" if path else tensor
-            table.tensors[name] = tuple(globally(dimension) for dimension in axes.parse(text))
+            table.tensors[_join(path, tensor)] = tuple(globally(dimension) for dimension in axes.parse(text))
     for axis in part.reduces:
         table.reduces.update(axes.names(globally(Axis(axis))))
     bound = bindings(config)
     for child_path, child in children(config):
-        where = f"{path}.{child_path}" if path else child_path
-        _visit(child, where, {a: globally(e) for a, e in bound[child_path].items()}, table)
+        given_here = {axis: globally(expression) for axis, expression in bound[child_path].items()}
+        _visit(child, _join(path, child_path), given_here, table)
 
 
 def _refine(
     axis: Expression, definition: Expression, config: Config, path: str, local: dict[str, Expression], table: AxisTable
 ) -> None:
     """Make ``axis`` consist of ``definition``; an axis that already consists of something must consist of the same."""
-    sizes = config.size
-    whole = axes.size(axis, table.sizes.__getitem__)
-    if axes.size(definition, sizes) != whole:
-        raise ValueError(f"{path or 'the root'}: the definition of {axis} gives another size than {whole}")
     known = table.expand(axis)
-    if known != axis or not isinstance(axis, Axis):  # shared with a part that divided it before
-        matched: dict[str, Expression] = {}
-        if _match(definition, known, sizes, table, matched):
-            local.update(matched)
-        else:
-            for name in {*axes.names(known), *axes.names(axis)}:
-                table.frozen[name] = f"{path} divides it in another way than a part before it"
+    undivided = axis.name if isinstance(axis, Axis) and known == axis else ""
+    matched: dict[str, Expression] = {}
+    same = not undivided and _match(definition, known, config.size, table, matched)  # as a part before divided it
+    if same and all(local.get(name, expression) == expression for name, expression in matched.items()):
+        local.update(matched)
         return
     for name in axes.names(definition):
         if name not in local:
-            full = f"{path}.{name}" if path else name
-            local[name] = Axis(full)
-            table.sizes[full] = sizes(name)
-    table.refined[axis.name] = axes.substitute(definition, local)
+            local[name] = Axis(_join(path, name))
+            table.sizes[_join(path, name)] = config.size(name)
+    inner = axes.substitute(definition, local)
+    if undivided:
+        table.refined[undivided] = inner
+    else:
+        for name in {*axes.names(known), *axes.names(axis), *axes.names(inner)}:
+            table.frozen[name] = f"{path} divides it in another way than a part before it"
 
 
 def _match(
     definition: Expression, known: Expression, sizes: Callable[[str], int], table: AxisTable, out: dict[str, Expression]
 ) -> bool:
     match definition, known:
+        case Axis(name), _ if name.isdigit():
+            return known == definition
         case Axis(name), _:
             same = axes.size(known, table.sizes.__getitem__) == axes.size(definition, sizes)
             return same and out.setdefault(name, known) == known
@@ -137,23 +143,37 @@ def _match(
             return False
 
 
+def _freeze(spec: Config, table: AxisTable) -> None:
+    """Note the axes that cannot be cut: declared ``fixed``, of a size that no field holds, or tied to another axis."""
+    inner = {name for expression in table.refined.values() for name in axes.names(expression)}
+    for path, node in walk(spec):
+        fixed = cast("Mapping[str, str]", getattr(node.part, "fixed", {}))
+        held = {field.name for field in fields(node)} | inner | table.refined.keys()
+        for axis, expression in table.local[path].items():
+            name = _join(path, axis)
+            if axis in fixed:
+                table.frozen.update(dict.fromkeys(axes.names(table.expand(expression)), fixed[axis]))
+            elif expression == Axis(name) and not held & {axis, name}:
+                table.frozen.setdefault(name, "its size follows from other numbers; what has it is made anew, not cut")
+        if isinstance(node, Shared.Config):
+            for axis, expression in table.local[path].items():
+                theirs = table.local.get(node.path, {}).get(axis, expression)
+                if theirs != expression:
+                    reason = f"{path} ties it to another axis by sharing {node.path}"
+                    table.frozen.update(dict.fromkeys((*axes.names(expression), *axes.names(theirs)), reason))
+    for name, reason in tuple(table.frozen.items()):
+        for part in axes.names(table.expand(Axis(name))):
+            table.frozen.setdefault(part, reason)
+
+
 def slice_spec(spec: Config, keep: Mapping[str, Tensor]) -> Config:
-    """The spec in which each axis of ``keep`` has only the kept indices.
+    """The spec in which each axis of ``keep`` has only the kept indices; every other number stays as it is.
 
     Raises:
-        UsageError: for an axis that does not exist, or that is cut only through what it consists of.
+        UsageError: for an axis that does not exist, is frozen, or is cut only through what it consists of.
     """
     table = axis_table(spec)
-    for name, index in keep.items():
-        if name in table.frozen:
-            raise UsageError(f"axis {name!r} cannot be cut: {table.frozen[name]}")
-        if name in table.refined:
-            parts = ", ".join(axes.names(table.expand(Axis(name))))
-            raise UsageError(f"axis {name!r} is cut through what it consists of: {parts}")
-        if name not in table.sizes:
-            raise UsageError(f"there is no axis {name!r}{nearest(name, table.sizes)}")
-        if not len(index) or int(index.max()) >= table.sizes[name] or len(index.unique()) != len(index):
-            raise UsageError(f"axis {name!r} must keep some of its {table.sizes[name]} indices, each at most once")
+    _check(table, keep)
 
     def size(name: str) -> int:
         return len(keep[name]) if name in keep else table.sizes[name]
@@ -162,18 +182,52 @@ def slice_spec(spec: Config, keep: Mapping[str, Tensor]) -> Config:
     for path, node in walk(spec):
         own = {field.name for field in fields(node)} - table.given[path]
         for axis in own & table.local[path].keys():
-            changes[f"{path}.{axis}" if path else axis] = axes.size(table.expand(table.local[path][axis]), size)
-    return edit(spec, changes)
+            changes[_join(path, axis)] = axes.size(table.expand(table.local[path][axis]), size)
+    sliced = edit(spec, changes)
+    for name, found in axis_table(sliced).sizes.items():
+        wanted = axes.size(table.expand(Axis(name)), size)
+        if found != wanted:
+            raise UsageError(
+                f"cutting {', '.join(keep)} would make axis {name!r} {found} long and its tensors {wanted}; "
+                "its size follows from other numbers"
+            )
+    return sliced
 
 
 def slice_state(spec: Config, state: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a state dict with only the kept indices of each axis, copied."""
+    """The tensors of a state dict of ``spec``, copied, with only the kept indices of each axis, in the order of ``keep``.
+
+    Raises:
+        UsageError: as :func:`slice_spec` does, and for a tensor that is not of this spec.
+    """
     table = axis_table(spec)
+    _check(table, keep)
     sliced: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        for dimension, expression in enumerate(table.tensors[name]):
-            index = axes.indices(table.expand(expression), table.sizes.__getitem__, keep)
-            if len(index) < tensor.shape[dimension]:
+        if name not in table.tensors or table.shape(name) != tuple(tensor.shape):
+            raise UsageError(f"{name} of shape {tuple(tensor.shape)} is not of this spec{nearest(name, table.tensors)}")
+        for dimension, expression in enumerate(map(table.expand, table.tensors[name])):
+            if keep.keys() & set(axes.names(expression)):
+                index = axes.indices(expression, table.sizes.__getitem__, keep)
                 tensor = tensor.index_select(dimension, index.to(tensor.device))
         sliced[name] = tensor.clone()
     return sliced
+
+
+def _check(table: AxisTable, keep: Mapping[str, Tensor]) -> None:
+    for name, index in keep.items():
+        if name not in table.sizes:
+            raise UsageError(f"there is no axis {name!r}{nearest(name, table.sizes)}")
+        if name in table.frozen:
+            raise UsageError(f"axis {name!r} cannot be cut: {table.frozen[name]}")
+        if name in table.refined:
+            parts = ", ".join(axes.names(table.expand(Axis(name))))
+            raise UsageError(f"axis {name!r} is cut through what it consists of: {parts}")
+        size = table.sizes[name]
+        if index.dtype != torch.int64 or index.dim() != 1 or not len(index):
+            raise UsageError(f"axis {name!r} must keep some of its {size} indices, given as a row of int64")
+        first, last = int(index.min()), int(index.max())
+        if first < 0 or last >= size:
+            raise UsageError(f"axis {name!r} has the indices 0 to {size - 1}, asked to keep {first} to {last}")
+        if int(torch.bincount(index).max()) > 1:
+            raise UsageError(f"axis {name!r} is asked to keep an index twice")

@@ -7,15 +7,17 @@ the part's axes give). :func:`resolve` turns a pattern into a spec; :func:`edit`
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, dataclass_transform
 
 from anyformer.core import axes
-from anyformer.core.errors import UsageError, nearest
+from anyformer.core.errors import UsageError, nearest, shown
 
 if TYPE_CHECKING:
     from anyformer.core.part import Part
 
 MAX_LAYERS = 10_000
+MAX_SIZE = 2**63 - 1  # what torch counts to
 
 
 def bound() -> Any:
@@ -44,11 +46,20 @@ class Config:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def size(self, name: str) -> int:
-        """The size of an axis: a field or property, or a descendant's (``stages.0.dim``)."""
+        """The size of an axis: a field or property, or a descendant's (``stages.0.dim``).
+
+        Raises:
+            UsageError: where it is no whole number, negative, or more than any tensor has.
+        """
         node, _, attribute = name.rpartition(".")
-        value = getattr(at(self, node), attribute, None)
-        if not isinstance(value, int):
-            raise UsageError(f"{self.part.name}: the size of axis {name!r} is {value!r}; give it as a whole number")
+        try:
+            value = getattr(at(self, node), attribute, None)
+        except ArithmeticError as error:  # a property of numbers that do not go together
+            raise UsageError(f"{self.part.name}: the size of axis {name!r} cannot be computed ({error})") from None
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SIZE:
+            raise UsageError(
+                f"{self.part.name}: the size of axis {name!r} is {shown(value)}; give a whole number from 0 on"
+            )
         return value
 
     def replace(self, **changes: Any) -> Self:
@@ -62,7 +73,12 @@ class Config:
 
 def fields(config: Config | type[Config]) -> tuple[dataclasses.Field[Any], ...]:
     """The dataclass fields of a configuration."""
-    return dataclasses.fields(cast(Any, config))
+    return _fields(config if isinstance(config, type) else type(config))
+
+
+@cache
+def _fields(kind: type[Config]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cast(Any, kind))
 
 
 def children(config: Config) -> Iterator[tuple[str, Config]]:
@@ -88,17 +104,23 @@ def at(config: Config, path: str) -> Config:
     """The node at a path. Raises UsageError with the nearest names where there is none."""
     node: Any = config
     for step in path.split(".") if path else ():
-        known = (
-            [str(i) for i in range(len(cast(tuple[Any, ...], node)))]
-            if isinstance(node, tuple)
-            else [field.name for field in fields(node)]
-        )
-        if step not in known:
-            raise UsageError(f"there is no {path!r} in this spec ({step!r} is unknown){nearest(step, known)}")
-        node = node[int(step)] if isinstance(node, tuple) else getattr(node, step)
+        node = _below(node, step, path)
     if not isinstance(node, Config):
-        raise UsageError(f"{path!r} is {node!r}, not a part of this spec")
+        raise UsageError(f"{path!r} is {shown(node)}, not a part of this spec")
     return node
+
+
+def _below(node: object, step: str, path: str) -> Any:
+    """The field or item ``step`` of a node; ``path`` is what was asked for, to be named in the error."""
+    if isinstance(node, tuple):
+        items = cast(tuple[Any, ...], node)
+        if step.isascii() and step.isdigit() and int(step) < len(items):
+            return items[int(step)]
+        raise UsageError(f"there is no {path!r} in this spec ({step!r} is not one of 0 to {len(items) - 1})")
+    known = [field.name for field in fields(node)] if isinstance(node, Config) else []
+    if step not in known:
+        raise UsageError(f"there is no {path!r} in this spec ({step!r} is unknown){nearest(step, known)}")
+    return getattr(node, step)
 
 
 def with_children(config: Config, change: Callable[[str, Config], Config | None]) -> Config:
@@ -131,39 +153,65 @@ def bindings(config: Config) -> dict[str, dict[str, axes.Expression]]:
     return table
 
 
-def resolve(pattern: Config, path: str = "") -> Config:
+def resolve(pattern: Config) -> Config:
     """The spec of a pattern: every derived number, bound size and linear node filled in.
 
+    A configuration object that stands in several places is resolved once for each set of bound sizes, so that a row of
+    equal layers costs little more than one of them.
+
     Raises:
-        UsageError: where a number is missing, or contradicts what the parent binds it to.
+        UsageError: where a number is missing, or contradicts what the parent binds it to or what the part defines.
     """
-    config = pattern
+    return _resolve(pattern, "", {})
+
+
+# (identity, bound sizes) -> (the configuration, kept so that nothing else gets its identity; its spec)
+_Made = dict[tuple[int, tuple[tuple[str, int], ...]], tuple[Config, Config]]
+
+
+def _resolve(pattern: Config, path: str, made: _Made) -> Config:
+    config = _filled(pattern, path)
+    table = bindings(config)
+
+    def child_spec(name: str, child: Config) -> Config:
+        known = {field.name for field in fields(child)}
+        sizes = tuple((axis, axes.size(e, config.size)) for axis, e in table[name].items() if axis in known)
+        key = id(child), sizes
+        if key not in made:
+            where = f"{path}.{name}" if path else name
+            for axis, value in sizes:
+                given = getattr(child, axis)
+                if given not in (None, value):
+                    maker = path or "what holds it"
+                    raise UsageError(f"{where}.{axis} is {shown(given)}, but {maker} makes it {value}")
+            made[key] = child, _resolve(child.replace(**dict(sizes)) if sizes else child, where, made)
+        return made[key][1]
+
+    spec = with_children(config, child_spec)
+    for axis, text in spec.part.definitions.items():
+        whole, defined = spec.size(axis), axes.size(axes.parse_expression(text), spec.size)
+        if whole != defined:
+            raise UsageError(f"{path or 'the root'} ({spec.part.name}): {axis} is {whole}, but {text!r} is {defined}")
+    return spec
+
+
+def _filled(config: Config, path: str) -> Config:
+    """The configuration with its own derived numbers and linear slots filled; those of its children are not looked at."""
     for field in fields(config):
         if getattr(config, field.name) is not None:
             continue
+        where = f"{path or 'the root'} ({config.part.name}): {field.name}"
         if field.metadata.get("bound"):
-            raise UsageError(f"{path or 'the root'} ({config.part.name}): {field.name} is not given by what holds it")
+            raise UsageError(f"{where} is not given by what holds it")
         if "derived" in field.metadata:
-            config = config.replace(**{field.name: field.metadata["derived"](config)})
+            try:
+                value = field.metadata["derived"](config)
+            except (ArithmeticError, TypeError, ValueError) as error:
+                raise UsageError(f"{where} cannot be derived ({error}); check the numbers beside it") from None
+            config = config.replace(**{field.name: value})
         elif "linear" in field.metadata:
             config = config.replace(**{field.name: default_linear(field.metadata["linear"])})
-    table = bindings(config)
-
-    def fill(name: str, child: Config) -> Config:
-        where = f"{path}.{name}" if path else name
-        known = {field.name for field in fields(child)}
-        for axis, expression in table[name].items():
-            if axis not in known:
-                continue
-            value = axes.size(expression, config.size)
-            given = getattr(child, axis)
-            if given is None:
-                child = child.replace(**{axis: value})
-            elif given != value:
-                raise UsageError(f"{where}.{axis} is {given}, but {path or 'what holds it'} makes it {value}")
-        return resolve(child, where)
-
-    return with_children(config, fill)
+    return config
 
 
 def default_linear(options: Mapping[str, Any]) -> Config:
@@ -177,7 +225,8 @@ def reopen(spec: Config) -> Config:
     """The pattern that resolves to ``spec`` with the least said: bound sizes and default linear nodes left out."""
 
     def child(name: str, node: Config) -> Config | None:
-        node = reopen(node.replace(**{axis: None for axis in table[name] if hasattr(node, axis)}))
+        known = {field.name for field in fields(node)}
+        node = reopen(node.replace(**{axis: None for axis in table[name] if axis in known}))
         field = slots.get(name)
         return None if field is not None and node == default_linear(field.metadata["linear"]) else node
 
@@ -193,25 +242,21 @@ def edit(spec: Config, changes: Mapping[str, Any]) -> Config:
     """
     pattern = reopen(spec)
     for path, value in changes.items():
-        pattern = cast(Config, _set(pattern, path.split("."), value, path))
+        pattern = _set(pattern, path.split("."), value, path)
     return resolve(pattern)
 
 
-def _set(node: Any, steps: list[str], value: Any, path: str) -> Any:
+def _set(node: object, steps: list[str], value: Any, path: str) -> Any:
+    """The node with what lies ``steps`` below it replaced by ``value``."""
     if not steps:
         return value
     step, rest = steps[0], steps[1:]
-    if isinstance(node, tuple):
-        items = list(cast(tuple[Any, ...], node))
-        if not step.isdigit() or int(step) >= len(items):
-            raise UsageError(f"there is no {path!r} in this spec ({step!r} of {len(items)})")
-        items[int(step)] = _set(items[int(step)], rest, value, path)
-        return tuple(items)
-    if not isinstance(node, Config) or step not in {field.name for field in fields(node)}:
-        known = [field.name for field in fields(node)] if isinstance(node, Config) else []
-        raise UsageError(f"there is no {path!r} in this spec ({step!r} is unknown){nearest(step, known)}")
-    child = getattr(node, step)
-    if child is None and rest:
-        options = next(field.metadata.get("linear") for field in fields(node) if field.name == step)
-        child = default_linear(options) if options is not None else None
-    return node.replace(**{step: _set(child, rest, value, path)})
+    child = _below(node, step, path)
+    if isinstance(node, Config):
+        if child is None and rest:
+            options = next(field.metadata.get("linear") for field in fields(node) if field.name == step)
+            child = default_linear(options) if options is not None else None
+        return node.replace(**{step: _set(child, rest, value, path)})
+    items = list(cast(tuple[Any, ...], node))
+    items[int(step)] = _set(child, rest, value, path)
+    return tuple(items)

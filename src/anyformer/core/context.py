@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Self, dataclass_transform
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from anyformer.core.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,13 @@ class Context:
     """One forward pass's surroundings; every part may read it, only ``down`` and ``up`` parts return a changed one.
 
     Attributes:
-        layout: grid and prefix of the features; absent for ragged data.
+        layout: grid and prefix of the features; for ragged data one row of all tokens.
         mask: ``(batch, tokens)``, True where a token counts.
         offsets: ``(batch + 1,)`` starts of ragged rows packed as ``(1, total, channels)``.
         positions: positions of the tokens where they are not 0, 1, 2, ...
         coordinates: ``(total, d)`` coordinates of ragged points.
         edges: name -> (senders, receivers, features).
-        memory: features to attend to.
+        memory: features to attend to, with a context of their own: they have another layout and another mask.
         condition: what the output is conditioned on.
         sink: where :meth:`collect` writes; absent unless the caller asked for it.
     """
@@ -58,8 +61,8 @@ class Context:
     offsets: Tensor | None = None
     positions: Tensor | None = None
     coordinates: Tensor | None = None
-    edges: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor, Tensor]])
-    memory: Tensor | None = None
+    edges: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=lambda: {})
+    memory: "tuple[Tensor, Context] | None" = None
     condition: Tensor | None = None
     sink: Collected | None = None
 
@@ -70,18 +73,34 @@ class Context:
 
 
 def grid_of(context: Context, part: object) -> tuple[int, ...]:
-    """The grid that a part needs. Raises ValueError where there is none or prefix tokens stand before it."""
+    """The grid that a part needs. Raises UsageError where there is none or prefix tokens stand before it."""
     layout = context.layout
     if layout is None or layout.prefix:
-        raise ValueError(f"{type(part).__name__} needs features on a grid without prefix tokens, got layout {layout}")
+        raise UsageError(
+            f"{type(part).__name__} needs features on a grid without prefix tokens, got {layout}; take an embed without "
+            f"them, or wrap the part in one that lays them aside with layout.split"
+        )
     return layout.grid
 
 
-def _register() -> None:
-    # Registered as pytrees so that single parts export and compile; sizes are constants of the exported program.
-    constant: Any = torch.utils._pytree.register_constant  # pyright: ignore[reportPrivateUsage]
-    constant(Layout)
-    torch.export.register_dataclass(Context, serialized_type_name="anyformer.core.context.Context")
+@dataclass_transform()
+class State:
+    """What a mixer carries from one chunk of a stream to the next; subclasses become dataclasses by themselves.
+
+    Fields are tensors, numbers, states, or lists of these. The call that takes a state may overwrite it, so whoever goes
+    on from one point twice clones it first. States are pytrees: a step of a stream compiles and exports.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(cls)
+        torch.export.register_dataclass(cls, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")
+
+    def clone(self) -> Self:
+        """A branch: both go on from this point, and neither sees the other's tokens."""
+        return pytree.tree_map_only(Tensor, torch.clone, self)
 
 
-_register()
+# Registered as pytrees so that single parts export and compile; sizes are constants of the exported program.
+pytree.register_constant(Layout)
+torch.export.register_dataclass(Context, serialized_type_name="anyformer.core.context.Context")

@@ -1,9 +1,13 @@
 """Files written so that a crash leaves the old one or the new one, and folders whose digests are checked before use."""
 
+import errno
 import hashlib
 import json
 import os
+import secrets
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,19 +20,34 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file beside its place, sync it, rename it into place, sync the folder.
 
     Raises:
-        AnyformerError: when the system refuses (full disk, no permission); the old file is untouched then.
+        AnyformerError: when the system refuses (full disk, no permission); the old file is there then, or the new one.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _write_all({path: data})
+
+
+def _write_all(contents: Mapping[Path, bytes]) -> None:
+    """Write files beside their places and sync them all; only then rename them into place and sync their folders."""
+    ending = secrets.token_hex(4)
+    beside = {path: path.with_name(f".{path.name}.{ending}.partial") for path in contents}
     try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        sync_folder(path.parent)
+        for path, data in contents.items():
+            with beside[path].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(beside[path], path)
+        for folder in {path.parent for path in contents}:
+            sync_folder(folder)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise AnyformerError(f"could not write {path} ({error.strerror}); nothing was changed") from error
+        names = ", ".join(map(str, contents))
+        raise AnyformerError(
+            f"could not write {names} ({error.strerror}); free space or choose another folder"
+        ) from error
+    finally:
+        for partial in beside.values():
+            with suppress(OSError):
+                partial.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -41,14 +60,43 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files into a folder, then the manifest of their SHA-256 digests last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in contents.items():
-        write_atomic(folder / name, data)
+    """Write files into a folder with the manifest of their SHA-256 digests, all beside their places before any is renamed.
+
+    What was in the folder before is whole until everything new is on the disk.
+
+    Raises:
+        AnyformerError: when the system refuses (full disk, no permission).
+    """
     digests = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in contents.items()
     }
-    write_atomic(folder / MANIFEST, json.dumps({"files": digests}, indent=1).encode())
+    manifest = json.dumps({"files": digests}, indent=1).encode()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnyformerError(f"could not make the folder {folder} ({error.strerror}); choose another") from error
+    _write_all({folder / name: data for name, data in {**contents, MANIFEST: manifest}.items()})
+
+
+def read_own(path: Path) -> bytes:
+    """The bytes of a file that lies where it says: a regular file, no symbolic link, no second name of another file.
+
+    Raises:
+        OSError: when the system refuses.
+        AnyformerError: for a link or anything else that is no file of its own.
+    """
+    refusal = AnyformerError(f"{path} is a link or no file; put a copy of the file itself there")
+    try:  # without O_NONBLOCK opening a pipe would wait for a writer for ever
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise refusal from None
+        raise
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise refusal
+        return file.read()
 
 
 def read_manifest(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
@@ -61,16 +109,18 @@ def read_manifest(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
         raise AnyformerError(f"there is no folder {folder}; give one that save_pretrained or `anyformer fit` wrote")
     contents: dict[str, bytes] = {}
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        manifest: dict[str, Any] = json.loads(read_own(folder / MANIFEST))
         files = cast(dict[str, dict[str, Any]], manifest["files"])
         for name in names:
-            contents[name] = (folder / name).read_bytes()
+            contents[name] = read_own(folder / name)
             if hashlib.sha256(contents[name]).hexdigest() != files[name]["sha256"]:
                 raise AnyformerError(
                     f"{folder / name} is damaged: its SHA-256 is not that of {MANIFEST}; copy it again"
                 )
     except OSError as error:
         raise AnyformerError(f"cannot read {error.filename} ({error.strerror}); copy the whole folder again") from error
-    except (ValueError, KeyError, TypeError):
+    except MemoryError:
+        raise AnyformerError(f"the files of {folder} are larger than this machine's memory") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise AnyformerError(f"{folder / MANIFEST} is damaged or not a manifest; copy the whole folder again") from None
     return contents

@@ -1,12 +1,19 @@
 """Initialisers as data: how a fresh parameter is filled is part of an architecture, so it is written in its spec."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from anyformer.core.errors import UsageError
+
 Kind = Literal["constant", "normal", "truncated_normal", "uniform_fan_in", "xavier_uniform"]
+
+_UNFILLED = ContextVar("_UNFILLED", default=False)
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,20 @@ class Init:
     kind: Kind
     value: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.value < 0 and self.kind != "constant":
+            raise UsageError(f"an initialiser's spread is not negative: {self.kind} has {self.value}")
+
     def fill(self, tensor: Tensor) -> None:
-        """Fill ``tensor`` in place from torch's global generator."""
+        """Fill ``tensor`` in place from torch's global generator; one on the meta device has nothing to fill.
+
+        Raises:
+            UsageError: where the kind needs two dimensions and the tensor has one.
+        """
+        if tensor.is_meta or not tensor.numel() or _UNFILLED.get():
+            return
         with torch.no_grad():
-            match self.kind:
+            match self.kind if self.value else "constant":
                 case "constant":
                     tensor.fill_(self.value)
                 case "normal":
@@ -32,12 +49,23 @@ class Init:
                 case "truncated_normal":
                     nn.init.trunc_normal_(tensor, std=self.value)
                 case "uniform_fan_in":
-                    fan_in = tensor[0].numel()
-                    bound = self.value / fan_in**0.5 if fan_in else 0.0
+                    bound = self.value / tensor[0].numel() ** 0.5
                     tensor.uniform_(-bound, bound)
                 case "xavier_uniform":
+                    if tensor.ndim < 2:
+                        raise UsageError("xavier_uniform is for weights, not for biases and scales")
                     nn.init.xavier_uniform_(tensor, gain=self.value)
 
 
 ZEROS = Init("constant", 0.0)
 ONES = Init("constant", 1.0)
+
+
+@contextmanager
+def unfilled() -> Generator[None]:
+    """Parameters made inside hold whatever their memory held, at no cost and no random number: weights are loaded next."""
+    token = _UNFILLED.set(True)
+    try:
+        yield
+    finally:
+        _UNFILLED.reset(token)

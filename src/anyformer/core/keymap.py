@@ -8,6 +8,7 @@ operation. Every source key is claimed by exactly one row and every target made 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Protocol
 
@@ -68,7 +69,7 @@ class Permute:
 
 @dataclass(frozen=True)
 class Join:
-    """Several of their tensors, each changed by ``each``, one after another along our first dimension, are ours."""
+    """``count`` tensors of theirs, each changed by ``each``, one after another along our first dimension, are ours."""
 
     each: "Operation | None" = None
     count: int = 3
@@ -105,16 +106,23 @@ def _tuple(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _match(template: str, key: str) -> dict[str, str] | None:
-    """The values of a template's holes in a key, shifts undone; None where it does not fit."""
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """What a template matches: numbers without leading zeros, so that a hole's value is written in one way only."""
     pattern, last, seen = "", 0, set[str]()
     for hole in _HOLE.finditer(template):
         name = hole[1]
+        values = "weight|bias" if name == "p" else "0|[1-9][0-9]{0,8}"
         pattern += re.escape(template[last : hole.start()])
-        pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{'weight|bias' if name == 'p' else r'[0-9]+'})"
+        pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{values})"
         seen.add(name)
         last = hole.end()
-    match = re.fullmatch(pattern + re.escape(template[last:]), key)
+    return re.compile(pattern + re.escape(template[last:]))
+
+
+def _match(template: str, key: str) -> dict[str, str] | None:
+    """The values of a template's holes in a key, shifts undone; None where it does not fit."""
+    match = _pattern(template).fullmatch(key)
     if match is None:
         return None
     values = dict(match.groupdict())
@@ -125,6 +133,10 @@ def _match(template: str, key: str) -> dict[str, str] | None:
                 return None
             values[name] = str(number)
     return values
+
+
+def _first_match(templates: tuple[str, ...], key: str) -> dict[str, str] | None:
+    return next((values for t in templates if (values := _match(t, key)) is not None), None)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
@@ -149,24 +161,25 @@ class KeyMap:
         Raises:
             UsageError: naming the first five keys that nobody claims, that are missing, or whose shapes do not fit.
         """
-        pairs = self._pair(theirs, side="theirs")
         known = {**targets, **(computed or {})}
+        pairs = self._pair(theirs, side="theirs")
+        extra = [key for _, source, target in pairs if not known.keys() >= set(target) for key in source]
+        if extra:
+            raise UsageError(f"the model has no place for {_five(extra)}; it has another depth or other parts")
         made: dict[str, Tensor] = {}
         wrong: list[str] = []
         for line, source, target in pairs:
-            missing = [name for name in target if name not in known]
-            if missing:
-                raise UsageError(f"the weights hold {', '.join(source)}, but the model has no {_five(missing)}")
             shapes = [tuple(known[name].shape) for name in target]
             try:
                 tensors = [theirs[name] for name in source]
                 tensors = line.operation.forward(tensors, shapes) if line.operation else tensors
-            except RuntimeError:
+            except RuntimeError:  # torch's own complaint about a shape; ours below names the key
                 tensors = []
             if [tuple(tensor.shape) for tensor in tensors] != shapes:
                 given = ", ".join(str(tuple(theirs[name].shape)) for name in source)
                 wrong.append(f"{', '.join(source)} is {given} where {', '.join(map(str, shapes))} is needed")
-            made.update(zip(target, tensors, strict=False))
+                continue
+            made.update(zip(target, tensors, strict=True))
         if wrong:
             raise UsageError(f"the weights do not fit the model: {_five(wrong)}")
         missing = [name for name in targets if name not in made]
@@ -176,7 +189,8 @@ class KeyMap:
 
     def dump(self, ours: Mapping[str, Tensor], computed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Their tensors from ours: the exact inverse of :meth:`load`."""
-        stored = {name: t for name, t in (computed or {}).items() if any(_claims(line, name) for line in self.rows)}
+        templates = tuple(template for line in self.rows for template in line.ours)
+        stored = {name: t for name, t in (computed or {}).items() if _first_match(templates, name) is not None}
         ours = {**ours, **stored}
         dumped: dict[str, Tensor] = {}
         for line, source, target in self._pair(ours, side="ours"):
@@ -188,11 +202,12 @@ class KeyMap:
         """Each row with the keys it claims on ``side`` and those it makes on the other; strict about what is claimed."""
         left = dict.fromkeys(source)
         pairs: list[tuple[Row, list[str], list[str]]] = []
+        made: dict[str, str] = {}
         for line in self.rows:
             ours_theirs = (line.theirs, line.ours) if side == "theirs" else (line.ours, line.theirs)
             from_templates, to_templates = ours_theirs
             for key in list(left):
-                values = _match(from_templates[0], key) if key in left else None
+                values = _first_match(from_templates, key) if key in left else None
                 if values is None:
                     continue
                 claimed = [_fill(template, values) for template in from_templates]
@@ -201,7 +216,11 @@ class KeyMap:
                     raise UsageError(f"the weights have {key} but not {_five(absent)}")
                 for name in claimed:
                     del left[name]
-                pairs.append((line, claimed, [_fill(template, values) for template in to_templates]))
+                target = [_fill(template, values) for template in to_templates]
+                for name in target:
+                    if made.setdefault(name, key) != key:
+                        raise UsageError(f"{made[name]} and {key} are both {name}; only one of them may be there")
+                pairs.append((line, claimed, target))
         if left:
             raise UsageError(
                 f"{len(left)} of {len(source)} keys are not of this format: {_five(list(left))}; name the right format"
@@ -210,15 +229,10 @@ class KeyMap:
 
     def _their_name(self, ours: str) -> str:
         for line in self.rows:
-            for template in line.ours:
-                values = _match(template, ours)
-                if values is not None:
-                    return _fill(line.theirs[0], values)
+            values = _first_match(line.ours, ours)
+            if values is not None:
+                return _fill(line.theirs[0], values)
         return ours
-
-
-def _claims(line: Row, ours: str) -> bool:
-    return any(_match(template, ours) is not None for template in line.ours)
 
 
 def _five(keys: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from anyformer.core.config import Config, edit, resolve
+from anyformer.core.config import Config, edit
 from anyformer.core.context import Collected, Context
 from anyformer.core.errors import UsageError
 from anyformer.core.part import Part
@@ -58,13 +58,17 @@ class Model(Part):
         return self.forward_head(*self.forward_features(raw, collect))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh head for ``num_classes`` classes in place of the present one."""
+        """Put a fresh head for ``num_classes`` classes in place of the present one.
+
+        Raises:
+            UsageError: when there is no head, or it has no classes.
+        """
         if self.head is None:
             raise UsageError("this model has no head to reset")
-        spec = edit(self.spec, {"head.num_classes": num_classes})
+        spec: Any = edit(self.spec, {"head.num_classes": num_classes})
         like = next(self.parameters())
-        self.config = resolve(spec)
-        self.head = self.config.head.build().to(device=like.device, dtype=like.dtype)
+        self.head = spec.head.build().to(device=like.device, dtype=like.dtype)
+        self.config, self.options = spec, {**self.options, "num_classes": num_classes}
 
 
 class FeatureExtractor(nn.Module):
@@ -78,7 +82,7 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        model.head = None
+        model.head, model.config = None, model.config.replace(head=None)
         self.model = model
 
     def forward(self, raw: Tensor) -> list[Tensor]:

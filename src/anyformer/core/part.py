@@ -59,7 +59,7 @@ class Part(nn.Module):
             value = getattr(config, field.name)
             if is_node(value):
                 setattr(self, field.name, value.build())
-            elif isinstance(value, tuple) and any(is_node(item) for item in cast(tuple[Any, ...], value)):
+            elif isinstance(value, tuple) and all(is_node(item) for item in cast(tuple[Any, ...], value)):
                 setattr(self, field.name, nn.ModuleList(item.build() for item in cast(tuple[Any, ...], value)))
             elif value is None:
                 setattr(self, field.name, None)

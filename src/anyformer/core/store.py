@@ -2,30 +2,32 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase as fnmatch
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from anyformer.core import registry, serial
-from anyformer.core.binding import axis_table
-from anyformer.core.config import Config, resolve
+from anyformer.core import axes, registry, serial
+from anyformer.core.config import Config, resolve, walk
 from anyformer.core.errors import AnyformerError, UsageError, nearest
 from anyformer.core.files import read_manifest, write_manifest
-from anyformer.core.foreign import read_tensors
+from anyformer.core.foreign import read_tensors, tensors_in
+from anyformer.core.initial import unfilled
 from anyformer.core.keymap import KeyMap
 from anyformer.core.model import FeatureExtractor, Model
+from anyformer.core.numbers import pair
 from anyformer.core.part import Part, build
 
 FORMAT = 1
 MEMORY_SHARE = 0.8
+MAX_PARTS = 200_000  # a module takes some 4 kB beside its weights
 
 
 def list_models(pattern: str = "*", *, field: str | None = None) -> list[str]:
@@ -56,18 +58,31 @@ def create_model(
         UsageError: for an unknown name (with the nearest) or option.
     """
     system = registry.system_of(name)
-    try:
-        pattern = system.pattern(name, **options)
-    except TypeError as error:
-        raise UsageError(f"{name}: {str(error).split('() ')[-1]}") from None
-    model = _allocate(pattern)
-    model.model_name, model.options = name, options
-    model.data_config = system.data_config(name)
     if pretrained is True:
         raise UsageError(f"{name}: there is no hub copy of these weights; give a folder, or use load_weights on a file")
+    given = serial.arguments(system.pattern, {"name": name, **options}, name)
+    model = _allocate(system.pattern(**given))
+    model.model_name = name
+    model.options = {
+        key: list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value for key, value in given.items()
+    }
+    del model.options["name"]
+    model.data_config = _data_config(system.data_config(name), options)
     if pretrained:
         restore(model, from_pretrained(pretrained))
     return FeatureExtractor(model) if features_only else model
+
+
+def _data_config(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's input must look like, with the size and the number of channels that it was made for."""
+    config: dict[str, Any] = dict(base)
+    if options.get("img_size") is not None:
+        config["size"] = list(pair(options["img_size"]))
+    channels = options.get("in_chans", config["channels"])
+    if channels != config["channels"]:
+        levels = {key: [sum(config[key]) / len(config[key])] * channels for key in ("mean", "std")}
+        config.update(levels, channels=channels)
+    return config
 
 
 def restore(model: Model, source: Model) -> None:
@@ -81,18 +96,31 @@ def restore(model: Model, source: Model) -> None:
 
 def _allocate(pattern: Config) -> Model:
     """Build, after an estimate from the axes alone that the weights fit into this machine's memory."""
+    for _ in _parts(pattern):  # counted before anything is made of them
+        pass
     spec = resolve(pattern)
-    table = axis_table(spec)
-    elements = sum(torch.Size(table.shape(name)).numel() for name in table.tensors)
-    limit = int(_memory() * MEMORY_SHARE)
-    if torch.get_default_device().type != "meta" and elements * 4 > limit:
-        raise UsageError(
-            f"this model needs {elements * 4 / 2**30:.1f} GiB, more than the {limit / 2**30:.1f} allowed here"
-        )
-    model = build(spec)
-    if not isinstance(model, Model):
+    if not issubclass(spec.part, Model):
         raise UsageError(f"part {spec.part.name!r} is no skeleton, so it is no model by itself")
-    return model
+    needed, limit = 4 * sum(map(_elements, _parts(spec))), int(_memory() * MEMORY_SHARE)
+    if torch.get_default_device().type != "meta" and needed > limit:
+        raise UsageError(
+            f"this model needs {needed / 2**30:.3g} GiB, more than the {limit / 2**30:.3g} GiB allowed here; make it smaller"
+        )
+    return cast(Model, build(spec))
+
+
+def _parts(config: Config) -> Iterator[Config]:
+    """Every node of a tree. Raises UsageError where there are too many to build."""
+    for number, (_, node) in enumerate(walk(config)):
+        if number == MAX_PARTS:
+            raise UsageError(f"a model may have at most {MAX_PARTS} parts; give it fewer layers")
+        yield node
+
+
+def _elements(node: Config) -> int:
+    """The number of elements of a part's own parameters and buffers, a bias that is left out included."""
+    own = [text for tensor, text in node.part.axes.items() if "." not in tensor]  # linear slots are nodes of their own
+    return sum(prod(axes.size(dimension, node.size) for dimension in axes.parse(text)) for text in own)
 
 
 def _memory() -> int:
@@ -109,34 +137,39 @@ def build_hybrid(source: str | Path | Mapping[str, Any]) -> Model:
     Raises:
         UsageError: where the pattern cannot be read or contradicts itself.
     """
-    if isinstance(source, Mapping):
-        data: Any = dict(source)
-        where = "the pattern"
-    else:
-        path = Path(source)
-        where = str(path)
-        if not path.is_file():
-            raise UsageError(f"there is no file {path}")
-        text = path.read_text(encoding="utf-8", errors="replace")
-        data = serial.parse_json(text, where) if path.suffix == ".json" else serial.parse_yaml(text, where)
-    if not isinstance(data, dict) or not {"part", "skeleton"} & data.keys():
+    data, where = (source, "the pattern") if isinstance(source, Mapping) else (_read_text(Path(source)), str(source))
+    if not isinstance(data, Mapping) or not {"part", "skeleton"} & data.keys():
         raise UsageError(f'{where}: expected a mapping with a key "skeleton" or "part"')
-    table = cast(dict[str, Any], data)
+    table = dict(cast(Mapping[Any, Any], data))
     if "part" in table:
         return _allocate(serial.from_data(table))
     skeleton: Any = registry.part(str(table.pop("skeleton")))
     if not hasattr(skeleton, "pattern"):
         raise UsageError(f"{where}: {skeleton.name!r} is no skeleton")
+    return _allocate(skeleton.pattern(**serial.arguments(skeleton.pattern, table, where)))
+
+
+def _read_text(path: Path) -> object:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
     try:
-        return _allocate(skeleton.pattern(**table))
-    except TypeError as error:
-        raise UsageError(f"{where}: {str(error).split('() ')[-1]}") from None
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(serial.MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror})") from error
+    return serial.parse_json(text, str(path)) if path.suffix == ".json" else serial.parse_yaml(text, str(path))
 
 
 def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes] | None = None) -> None:
     """Write ``config.json``, ``model.safetensors`` and the manifest of digests into a folder.
 
+    Args:
+        model: any skeleton, of the catalogue or a hybrid.
+        folder: made when missing; a model that lies there stays whole until the new one is on the disk.
+        extra: other files for the folder and its manifest, by name.
+
     Raises:
+        UsageError: when the spec is too long to be read back.
         AnyformerError: when the system refuses to write.
     """
     config = {
@@ -147,8 +180,10 @@ def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes]
         "data_config": model.data_config,
         "spec": serial.to_data(model.spec),
     }
+    text = json.dumps(config, indent=1, allow_nan=False)
+    serial.check_length(text, "the configuration of a model")
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    contents = {"config.json": json.dumps(config, indent=1).encode(), "model.safetensors": save_safetensors(state)}
+    contents = {"config.json": text.encode(), "model.safetensors": safetensors.save(state)}
     write_manifest(Path(folder), {**contents, **(extra or {})})
 
 
@@ -157,25 +192,43 @@ def from_pretrained(folder: str | Path) -> Model:
 
     Raises:
         AnyformerError: where a file is missing or damaged, or was written by a newer format.
+        UsageError: where the spec names what this version does not know.
     """
     path = Path(folder)
     contents = read_manifest(path, ("config.json", "model.safetensors"))
-    config = serial.parse_json(contents["config.json"].decode(), str(path / "config.json"))
-    if config.get("format", 0) > FORMAT:
-        raise AnyformerError(
-            f"{path} has format {config['format']}; this version reads up to {FORMAT}: update anyformer"
-        )
+    where = str(path / "config.json")
+    config = serial.parse_json(contents["config.json"].decode(errors="replace"), where)
+    match config:
+        case {"format": int(number)} if number > FORMAT:
+            raise AnyformerError(f"{path} has format {number}; this version reads up to {FORMAT}: update anyformer")
+        case {"spec": spec, "name": str(), "options": dict(), "data_config": dict()}:
+            pass
+        case _:
+            raise AnyformerError(f"{where} is no configuration of a model; copy the whole folder again")
     try:
-        tensors = load_safetensors(contents["model.safetensors"])
+        tensors = safetensors.load(contents.pop("model.safetensors"))
     except SafetensorError as error:
         raise AnyformerError(f"cannot read {path / 'model.safetensors'} ({error})") from error
-    model = _allocate(serial.from_data(config["spec"]))
-    if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in model.state_dict().items()}:
-        raise AnyformerError(f"{path}: the weights are not those of the spec beside them")
-    model = model.to(dtype=next(iter(tensors.values())).dtype)
-    model.load_state_dict(tensors)
+    with unfilled():
+        model = _allocate(serial.from_data(spec))
+    _fill(model, tensors, path)
     model.model_name, model.options, model.data_config = config["name"], config["options"], config["data_config"]
     return model.eval()
+
+
+def _fill(model: Model, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give a model stored weights, each in the type that it was stored in."""
+    ours = model.state_dict()
+    differing = [
+        k for k in {**ours, **tensors} if k not in ours or k not in tensors or ours[k].shape != tensors[k].shape
+    ]
+    if differing:
+        raise AnyformerError(f"{path}: the weights are not those of the spec beside them: {', '.join(differing[:5])}")
+    floating = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+    model.to(dtype=floating)  # what is computed and not stored follows the first of them
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(tensors[name].dtype)
+    model.load_state_dict(tensors)
 
 
 def key_map(model: Model, format: str) -> KeyMap:
@@ -201,18 +254,24 @@ def load_weights(model: Model, source: str | Path | Mapping[str, Tensor], *, for
     Raises:
         UsageError: naming the first five keys that are too many, missing, or of another shape.
     """
-    theirs = source if isinstance(source, Mapping) else read_tensors(Path(source))
+    theirs = tensors_in(source, "the mapping") if isinstance(source, Mapping) else read_tensors(Path(source))
     targets, computed = model.state_dict(), _computed(model)
     made = key_map(model, format).load(theirs, targets, computed)
     for name, tensor in computed.items():
-        if name in made and not torch.equal(made.pop(name).to(tensor.dtype), tensor):
+        if name in made and not torch.equal(made.pop(name).to(tensor), tensor):
             raise UsageError(f"the weights hold another {name} than this model computes; its size or window differs")
     model.load_state_dict(made)
     return model
 
 
 def dump_weights(model: Model, *, format: str) -> dict[str, Tensor]:
-    """The weights in somebody's names: the exact inverse of :func:`load_weights`."""
+    """The weights in somebody's names: the exact inverse of :func:`load_weights`.
+
+    What needs no rearranging shares memory with the model.
+
+    Raises:
+        UsageError: for a hybrid, an unknown format, or a model that was changed beyond what the format can name.
+    """
     return key_map(model, format).dump(model.state_dict(), _computed(model))
 
 
@@ -224,23 +283,28 @@ def _computed(model: nn.Module) -> dict[str, Tensor]:
 def adapt(model: Model, **changes: Any) -> Model:
     """A copy of a catalogue model for other inputs or outputs: ``img_size``, ``in_chans``, ``num_classes``, ``patch_size``.
 
-    Tensors whose shapes stay are copied; each part whose own tensors change says how (``adapt_tensor``): position tables
+    Tensors whose shapes stay are copied; each part whose own tensors change says how (``adapted``): position tables
     are resampled, input filters summed or spread over the channels; a head for other classes starts fresh.
 
     Raises:
-        UsageError: where a tensor changes its shape and its part knows no way.
+        UsageError: for a hybrid or an unknown change, or where a tensor changes its shape and its part knows no way.
     """
+    if not model.model_name:
+        raise UsageError("a hybrid is not adapted: edit its pattern and build it again")
     options = {**model.options, **changes}
     adapted = cast(Model, create_model(model.model_name, **options))
+    like = next(model.parameters())
+    adapted.to(device=like.device, dtype=like.dtype)
+    adapted.data_config = _data_config(model.data_config, changes)
     theirs = model.state_dict()
     with torch.no_grad():
         for name, tensor in adapted.state_dict().items():
-            if name not in theirs:
+            source = theirs.get(name)
+            if name.startswith("head.") and (source is None or source.shape != tensor.shape):
+                continue
+            if source is None:
                 raise UsageError(f"adapting changes the structure: {name} has no counterpart")
-            source = theirs[name]
             if source.shape != tensor.shape:
-                if name.startswith("head."):
-                    continue
                 path, _, own = name.rpartition(".")
                 part, old = cast(Part, adapted.get_submodule(path)), cast(Part, model.get_submodule(path))
                 source = part.adapted(own, source, old.config)

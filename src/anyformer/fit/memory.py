@@ -6,7 +6,7 @@ from typing import Any
 
 from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.train.checkpoint import differences
-from anyformer.train.files import write_atomic
+from anyformer.core.files import write_atomic
 
 
 class RunMemory:

@@ -23,7 +23,7 @@ from anyformer.fit.memory import RunMemory
 from anyformer.fit.report import Mistake, write_report
 from anyformer.fit.study import Clock, Data, Study
 from anyformer.measure.latency import latency
-from anyformer.train.files import write_atomic
+from anyformer.core.files import write_atomic
 
 FINAL_LATENCY_SECONDS = 1.5
 UNSEEN = 20  # images that the export is compared on

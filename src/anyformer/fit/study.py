@@ -34,6 +34,7 @@ BATCH = 64
 LEARNING_RATE = 2e-3
 WARMUP = 0.1  # of the steps of a rung
 LOSS_WEIGHT = 1e-3  # breaks ties between equal accuracies
+SMALLEST_TURNED = 16  # pixels; turning and scaling smaller pictures blurs more than it teaches
 SAVE_STEPS = 200  # between checkpoints
 
 
@@ -85,7 +86,9 @@ class Data:
     def batches(self, seed: int) -> Batches:
         """The training batches by step."""
         images, labels = self.part(self.split.train)
-        return Batches(images, labels, self.config, size=self.batch, seed=seed, augmentation=Augmentation())
+        still = self.pictures.size < SMALLEST_TURNED
+        augmentation = Augmentation(degrees=0.0, scale=0.0) if still else Augmentation()
+        return Batches(images, labels, self.config, size=self.batch, seed=seed, augmentation=augmentation)
 
     def train_step(self, model: nn.Module) -> Callable[[], None]:
         """One training step of a model, as it will be trained, to be timed."""

@@ -83,8 +83,9 @@ def image_patch_convolution(images: Tensor, weight: Tensor, bias: Tensor | None 
     """
     batch, channels, height, width = images.shape
     out, patch = weight.shape[0], weight.shape[-1]
-    if patch < 8:
-        # from channels_last memory torch's convolution returns channels_last: contiguous features
+    if patch < 8 and channels > 1:
+        # from channels_last memory torch's convolution returns channels_last: contiguous features. With one channel both
+        # memory formats are the same and it returns channels-first, slower here than the product
         images = images.contiguous(memory_format=torch.channels_last)
         return F.conv2d(images, weight, bias, stride=patch).movedim(1, -1)
     rows, columns = height // patch, width // patch

@@ -35,6 +35,18 @@ _tables: dict[int, dict[Key, str]] = {}  # number of threads -> kernel of each k
 _forced: str | None = None
 
 
+def known(operation: str, size: str, device: str = "cpu", dtype: str = "float32") -> str | None:
+    """The kernel for this size class, None until it is measured.
+
+    Args:
+        operation: What is computed, such as ``"linear gelu"``.
+        size: The class of problem sizes within which one kernel is the fastest.
+        device: Where it runs.
+        dtype: In what precision.
+    """
+    return _forced or _table(torch.get_num_threads()).get((operation, device, dtype, size))
+
+
 def choose(
     operation: str,
     size: str,
@@ -42,27 +54,21 @@ def choose(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> str:
-    """The name of the kernel to use, from the table; an entry that is missing is measured first.
+    """The kernel for this size class, measured now if it is not known.
 
     Args:
-        operation: What is computed, such as ``"linear gelu"``.
-        size: The class of problem sizes within which one kernel is the fastest.
+        operation: As in ``known``.
+        size: As in ``known``.
         contestants: From (operation, size) to the calls to compare by kernel name, the incumbent first; asked only to
             measure.
-        device: Where it runs.
-        dtype: In what precision.
+        device: As in ``known``.
+        dtype: As in ``known``.
     """
-    if _forced is not None:
-        return _forced
-    threads = torch.get_num_threads()
-    table = _tables.get(threads)
-    if table is None:
-        table = _tables[threads] = _recall(_machine(threads))
-    key = (operation, device, dtype, size)
-    kernel = table.get(key)
+    kernel = known(operation, size, device, dtype)
     if kernel is None:
         kernel, repeatable = fastest(contestants(operation, size))
-        table[key] = kernel
+        key, threads = (operation, device, dtype, size), torch.get_num_threads()
+        _table(threads)[key] = kernel
         if repeatable:
             _remember(_machine(threads), key, kernel)
     return kernel
@@ -114,13 +120,19 @@ def fastest(contestants: Contestants, clock: Callable[[], float] = time.perf_cou
 
 def table() -> dict[Key, str]:
     """A copy of what is known at the present number of threads, for reports."""
-    return dict(_tables.get(torch.get_num_threads(), {}))
+    return dict(_table(torch.get_num_threads()))
 
 
 def cache_file() -> Path:
     """Where the table is kept."""
     folder = os.environ.get("ANYFORMER_CACHE")
     return (Path(folder) if folder else Path.home() / ".cache" / "anyformer") / "kernels.json"
+
+
+def _table(threads: int) -> dict[Key, str]:
+    if threads not in _tables:
+        _tables[threads] = _recall(_machine(threads))
+    return _tables[threads]
 
 
 @functools.cache

@@ -70,7 +70,11 @@ def linear(
     if act is not None and act not in _ACTIVATIONS:
         raise UsageError(f"linear has no activation {act!r}: use gelu, relu or None{nearest(str(act), _ACTIVATIONS)}")
     size = _size_class(x, weight)
-    if size is None or not _unwatched(x, weight, bias, add):
+    if (
+        size is None
+        or (act is None and add is None and kernels.known("linear", size) == "mkl")  # which the plain product is
+        or not _unwatched(x, weight, bias, add)
+    ):
         y = F.linear(x, weight, bias)
         if act is not None:
             y = _ACTIVATIONS[act](y)
@@ -94,8 +98,6 @@ def _size_class(x: Tensor, weight: Tensor) -> str | None:
     rows = products // (weights or 1)
     if rows <= 8 and weights >= _SMALLEST_STREAM:
         return ("vector" if rows == 1 else "few rows") if rows else None
-    if products < _SMALLEST_PRODUCT:
-        return None
     return "small" if products < 16_000_000 else "medium" if products < 100_000_000 else "large"
 
 

@@ -12,10 +12,8 @@ from typing import Any, Self
 import torch
 
 from anyformer.core.errors import AnyformerError, UsageError
-from anyformer.train.files import UNFINISHED, locked, read_sealed, write_atomic, write_sealed
+from anyformer.train.files import UNFINISHED, locked, read_sealed, write_sealed
 from anyformer.train.packing import pack, unpack
-
-__all__ = ["CheckpointWarning", "Checkpoints", "write_atomic"]
 
 FORMAT = 1
 PREFIX = "step-"

@@ -1,41 +1,24 @@
-"""Files and folders that are either wholly there or not at all, and that show when a bit of them has changed.
+"""Folders that are either wholly there or not at all, and that show when a bit of them has changed.
 
-The order is always the same: write beside, sync the file, rename, sync the folder. After a crash the old content or the
-new is found, never a mixture. For local file systems of POSIX machines.
+The order is that of `core.files`: write beside, sync the files, rename, sync the folder. For local file systems of
+POSIX machines.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from anyformer.core.errors import AnyformerError, UsageError
+from anyformer.core.files import MANIFEST, read_own, sync_folder, write_atomic
 
-MANIFEST = "manifest.json"
+__all__ = ["UNFINISHED", "locked", "read_sealed", "write_atomic", "write_sealed"]
+
 UNFINISHED = ".part"  # the ending of what a killed run may leave behind
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Writes a file so that its name holds either the old content or the new, whatever happens in between.
-
-    Raises:
-        AnyformerError: The disk is full, the folder is missing or not writable; the old content is still there.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
-    with _failures_told(path):
-        try:
-            _write(beside, data)
-            os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
 
 
 def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -51,12 +34,12 @@ def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
             beside.mkdir()
             for name, data in {**files, MANIFEST: _manifest(files)}.items():
                 _write(beside / name, data)
-            _sync(beside)
+            sync_folder(beside)
             os.rename(beside, folder)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        _sync(folder.parent)
+        sync_folder(folder.parent)
 
 
 def read_sealed(folder: Path) -> dict[str, bytes]:
@@ -66,11 +49,7 @@ def read_sealed(folder: Path) -> dict[str, bytes]:
         AnyformerError: A file is missing, superfluous or changed, or cannot be read; the sentence names it.
     """
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        for entry in entries:
-            if not entry.is_file(follow_symlinks=False):
-                raise AnyformerError(f"{entry.path} is not a file and does not belong there")
-        files = {entry.name: Path(entry.path).read_bytes() for entry in entries}
+        files = {path.name: read_own(path) for path in sorted(folder.iterdir())}
     except OSError as error:
         raise AnyformerError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
     if MANIFEST not in files:
@@ -127,14 +106,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.core.errors import AnyformerError
-from anyformer.train.files import write_atomic
+from anyformer.core.files import write_atomic
 
 
 class Log:

@@ -176,6 +176,23 @@ def test_bombs_are_refused_unopened(tmp_path, monkeypatch, side, limit):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.parametrize("side", [9_999, 20_000])
+def test_frame_larger_than_its_gif_is_refused(tmp_path, side):
+    screen = struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x4c\x01\x00;"
+    path = tmp_path / "bomb.gif"
+    path.write_bytes(b"GIF89a" + screen + frame)
+    assert "more than 89,478,485 pixels" in refused(path)
+
+
+def test_large_jpeg_is_scaled_down_near_to_exactly(tmp_path):
+    """It is decoded at an eighth, a quarter or a half of its size where that is still twice what is needed."""
+    large = Image.fromarray(PIXELS).resize((256, 256), Image.Resampling.BICUBIC)
+    path = saved(tmp_path, large, "JPEG", quality=95)
+    exact = np.asarray(large.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
+    assert abs(colours(path, 64) - exact).mean() < 3
+
+
 def test_text_bomb_in_a_chunk_is_refused(tmp_path):
     text = b"zTXtnote\x00\x00" + zlib.compress(bytes(100_000_000), 9)
     whole = content(Image.fromarray(GREY), "PNG")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("numerics", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("numerics", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("numerics")
 
 
@@ -18,7 +18,7 @@ def own_kernel_table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def poisoned_memory():
-    """torch fills every tensor it allocates without values with NaN, so that whatever is read before it is written shows."""
+    """Every tensor allocated without values is filled with NaN, so that what is read before it is written shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -118,8 +118,22 @@ def test_size_classes(rows, weights, expected):
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(UsageError, match="no activation 'geluu'.*did you mean gelu"):
+    with pytest.raises(UsageError, match=r"no activation 'geluu'.*did you mean gelu"):
         linear(torch.ones(1, 1), torch.ones(1, 1), act="geluu")
+
+
+def test_each_call_takes_the_kernel_of_the_table(monkeypatch, tensors):
+    x, weight, bias, add = tensors
+    taken = []
+    for name in kernels.KERNELS:
+        compute = getattr(module, f"_{name}")
+        monkeypatch.setattr(module, f"_{name}", lambda *args, n=name, f=compute: taken.append(n) or f(*args))
+    for kernel, expected in (("mkl", ["mkl", "mkl"]), ("onednn", ["onednn"] * 3)):
+        with kernels.force(kernel):
+            for act, residual in ((None, None), ("gelu", None), (None, add)):
+                linear(x, weight, bias, act, residual)
+        assert taken == expected  # a product alone needs nothing but torch's own function
+        taken.clear()
 
 
 # nothing is remembered between calls
@@ -202,7 +216,7 @@ def test_vmap(raw, tensors):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own forward derivatives call it
 def test_functional_transforms(raw, tensors):
-    x, weight, bias, add = tensors
+    x, weight, bias, _ = tensors
     close(torch.func.grad(lambda w: linear(x, w).sum())(weight), x.sum(0).expand(OUT, IN))
     value, tangent = torch.func.jvp(lambda b: linear(x, weight, b), (bias,), (torch.ones(OUT),))
     close(value, F.linear(x, weight, bias))
@@ -321,10 +335,20 @@ def test_other_dtypes(raw, tensors, dtype):
 
 def test_other_devices_and_mixtures(raw, tensors):
     x, weight, bias, _ = tensors
-    with pytest.raises(RuntimeError, match="dtype"):
-        linear(x, weight.double(), bias)
+    for mixture in ((x, weight.double()), (x.double(), weight)):
+        with pytest.raises(RuntimeError, match="same dtype"):
+            linear(*mixture, bias)
     assert linear(x.to("meta"), weight.to("meta")).is_meta
-    assert linear(x, weight.to("meta")).is_meta
+    assert not raw
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+def test_other_layouts(raw, tensors):
+    x, weight, bias, _ = tensors
+    plain = F.linear(x, weight, bias)
+    close(linear(x, weight.to_sparse_csr(), bias), plain)
+    close(linear(x.to_sparse(), weight, bias), plain)
+    close(linear(x.to_mkldnn(), weight.to_mkldnn(), bias.to_mkldnn()).to_dense(), plain)
     assert not raw
 
 
@@ -378,7 +402,7 @@ def test_nested_tensors(raw, tensors):
 
 def test_wrong_shapes_fail_as_plain_ones_do(raw, tensors):
     x, weight, bias, _ = tensors
-    for wrong in ((x[:, 1:], weight, bias), (x, weight, bias[1:])):
+    for wrong in ((x[:, 1:], weight, bias), (x, weight, bias[1:]), (x.repeat(9, 1), torch.ones(OUT, 0), bias)):
         with pytest.raises(RuntimeError) as plain:
             F.linear(*wrong)
         with pytest.raises(RuntimeError) as ours:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import pytest
 import torch
 import torch.nn.functional as F
-from small_run import LABELS, make_trainer, outcome
 from torch import Tensor, nn
 
 from anyformer.core.errors import AnyformerError
@@ -17,6 +16,8 @@ from anyformer.train.classification import Classification, accuracy, predict_log
 from anyformer.train.log import Log
 from anyformer.train.loop import Role, Trainer
 from anyformer.train.schedule import WarmupCosine, adamw
+
+from .small_run import LABELS, make_trainer, outcome
 
 
 def weights(model: nn.Module) -> Tensor:

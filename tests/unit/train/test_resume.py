@@ -6,11 +6,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-from small_run import make_trainer, outcome
 
 from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.train.checkpoint import Checkpoints, CheckpointWarning
 from anyformer.train.packing import pack
+
+from .small_run import make_trainer, outcome
 
 STEPS = 40
 

@@ -1,0 +1,140 @@
+"""The page that tells what a fit found: one file, without a script, that opens offline."""
+
+import base64
+import io
+import math
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyformer.core.errors import UsageError
+from anyformer.core.files import write_atomic
+from anyformer.fit.budget import readable
+from anyformer.fit.front import DARK, LIGHT, front_png
+
+MOST_MISTAKES = 24
+MOST_CLASSES = 40  # of a matrix that can still be read; more become a list of confusions
+MOST_CONFUSIONS = 30
+LARGEST = 256  # pixels along a side of a picture on the page
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture that the model got wrong.
+
+    Attributes:
+        file: Its name.
+        label: The true class.
+        predicted: The class that the model chose.
+        score: The share of belief that the model gave it.
+        image: ``(channels, height, width)`` uint8, one channel or three.
+    """
+
+    file: str
+    label: str
+    predicted: str
+    score: float
+    image: np.ndarray
+
+
+def write_report(report: dict[str, Any], mistakes: list[Mistake], folder: Path) -> None:
+    """Write ``report.html`` into a folder.
+
+    Names of classes and files are foreign text: everything is escaped, and the page's own policy forbids scripts and
+    whatever would come from elsewhere. Takes about a second, most of it for the picture of the front.
+
+    Args:
+        report: What ``report.json`` holds.
+        mistakes: Pictures that the winner got wrong; the most believed ones are shown.
+        folder: Where the page goes.
+
+    Raises:
+        KeyError: the report lacks something that the page tells.
+        UsageError: jinja2, matplotlib or Pillow is not installed.
+        AnyformerError: the file cannot be written.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError:
+        raise UsageError('the page needs jinja2: pip install "anyformer[fit]"') from None
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.getitem = operator.getitem  # jinja's own turns a missing key into nothing, to be told of later or never
+    environment.filters |= {"digits": digits, "percent": percent, "readable": _readable, "interval": wilson}
+    template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    worst = sorted(mistakes, key=lambda mistake: -mistake.score)[:MOST_MISTAKES]
+    page = template.render(
+        report=report,
+        part="test" if report["test"] else "validation",
+        candidates=sorted(report["candidates"], key=_rank),
+        confusion=confusion(report["confusion"]["classes"], report["confusion"]["matrix"]),
+        mistakes=[(mistake, _uri(_png(mistake.image)), min(mistake.image.shape[1:])) for mistake in worst],
+        front={name: _uri(front_png(report, theme)) for name, theme in (("light", LIGHT), ("dark", DARK))},
+    )
+    write_atomic(folder / "report.html", page.encode("utf-8", "backslashreplace"))  # an argument may be no UTF-8
+
+
+def wilson(accuracy: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion by Wilson's score (Wilson 1927), sound also for 0, for 1 and for few samples."""
+    z = 1.959963984540054
+    middle = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def percent(share: float, n: int) -> str:
+    """A share of ``n`` with no more digits than ``n`` bears; 100 % is said of all of them only."""
+    digits = 1 if n < 1000 else 2
+    shown = round(100 * share, digits)
+    if shown == 100 and share < 1:
+        shown = 100 - 10.0**-digits
+    return f"{shown:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def digits(value: float) -> str:
+    """A positive number with three digits, written out."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def confusion(classes: list[str], matrix: list[list[int]]) -> dict[str, Any]:
+    """What the page shows of a confusion matrix, rows the true classes: all of it, or the commonest confusions."""
+    pairs = [
+        (count, classes[row], classes[column], sum(counts))
+        for row, counts in enumerate(matrix)
+        for column, count in enumerate(counts)
+        if count and row != column
+    ]
+    return {
+        "classes": classes,
+        "rows": list(zip(classes, matrix, (sum(counts) for counts in matrix), strict=True)),
+        "pairs": sorted(pairs, key=lambda pair: -pair[0])[:MOST_CONFUSIONS],
+        "wrong": sum(count for count, *_ in pairs),
+        "whole": len(classes) <= MOST_CLASSES,
+        "upright": max(map(len, classes)) > 3,
+    }
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, float]:
+    """The winner first, then by accuracy, those without one last."""
+    return row["status"] != "winner", 1.0 if row["accuracy"] is None else -row["accuracy"]
+
+
+def _readable(value: float, quantity: str) -> str:
+    return readable(quantity, value)
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+    picture.thumbnail((LARGEST, LARGEST))
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

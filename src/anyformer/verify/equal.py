@@ -1,0 +1,148 @@
+"""Level "equal": a model gives what its official code gives, in outputs, features and gradients, from equal weights."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core import registry
+from anyformer.core.model import Model
+from anyformer.core.store import create_model, dump_weights, key_map
+from anyformer.verify.evidence import Evidence
+from anyformer.verify.filling import fill, uniform
+from anyformer.verify.oracles import oracle, oracle_stages_and_scores
+from anyformer.verify.sensitivity import movements, stages_and_scores
+
+FORMAT = "timm"
+OTHER_SIZE = (72, 104)  # not square, a multiple of no window, and small, as sensitivity takes a pass a parameter
+LIMITS = {"outputs": 1e-9, "features": 1e-9, "input_gradient": 1e-8, "parameter_gradients": 1e-8, "float32": 1e-5}
+LEAST_MOVEMENT = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The largest differences between a model and its oracle at one image size, over the largest reference.
+
+    Attributes:
+        image: Height and width.
+        outputs: Of the scores.
+        features: Of the features of the stage that differs most.
+        input_gradient: Of the gradient with respect to the images.
+        parameter_gradients: Of the gradient with respect to the parameter that differs most.
+        float32: Of scores and features in single precision, as a user runs the model.
+    """
+
+    image: tuple[int, int]
+    outputs: float
+    features: float
+    input_gradient: float
+    parameter_gradients: float
+    float32: float
+
+    def failures(self) -> list[str]:
+        """What is above its limit, in words."""
+        return [
+            f"{what} at {self.image} differs by {getattr(self, what):.1e} of the largest reference, more than {limit:g}"
+            for what, limit in LIMITS.items()
+            if not getattr(self, what) <= limit
+        ]
+
+
+def equal(name: str) -> Evidence:
+    """Compare a model with its oracle at its native size and at ``OTHER_SIZE``, and measure every parameter's movement.
+
+    Raises:
+        UsageError: timm is not installed, or has no such model.
+    """
+    native = registry.system_of(name).data_config(name)["size"]
+    comparisons = [compare(name, (native[0], native[1]), batch=1), compare(name, OTHER_SIZE, batch=2)]
+    moved = movements(filled(name, OTHER_SIZE), uniform("images", (1, 3, *OTHER_SIZE)).double())
+    weakest = min(moved, key=lambda parameter: moved[parameter])
+    figures = {
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+        "parameters": len(moved),
+        "weakest": {"parameter": weakest, "movement": moved[weakest]},
+    }
+    failures = [failure for comparison in comparisons for failure in comparison.failures()]
+    failures += [
+        f"scaling {parameter} moves what is compared by {movement:.1e}, not more than {LEAST_MOVEMENT:g}"
+        for parameter, movement in moved.items()
+        if not movement > LEAST_MOVEMENT
+    ]
+    return Evidence(figures, tuple(failures))
+
+
+def filled(name: str, image: tuple[int, int]) -> Model:
+    """A model with deterministic weights, float64, in evaluation mode."""
+    model = cast(Model, create_model(name, img_size=image)).double().eval()
+    fill(model)
+    return model
+
+
+def compare(name: str, image: tuple[int, int], batch: int) -> Comparison:
+    """Compare a model with its oracle at one image size.
+
+    Both hold the same memory for their weights, and their gradients are compared and dropped one by one as they arise,
+    so that the peak is twice the weights in float64 and the activations of one model.
+    """
+    ours = filled(name, image)
+    theirs = oracle(name, img_size=image)
+    theirs.load_state_dict(dump_weights(ours, format=FORMAT), assign=True)
+    images = uniform("images", (batch, 3, *image)).double()
+
+    our_tensors, our_image_gradient = _run(ours, stages_and_scores, images)
+    gradients = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in ours.named_parameters()}
+    gradients = key_map(ours, FORMAT).dump(gradients)
+    ours.zero_grad()
+    errors = _compare_gradients(theirs, gradients)
+    their_tensors, their_image_gradient = _run(theirs, oracle_stages_and_scores, images)
+
+    with torch.no_grad():
+        our_singles = stages_and_scores(ours.float(), images.float())
+        their_singles = oracle_stages_and_scores(theirs.float(), images.float())
+    return Comparison(
+        image=image,
+        outputs=relative_error(our_tensors[-1], their_tensors[-1]),
+        features=_worst(our_tensors[:-1], their_tensors[:-1]),
+        input_gradient=relative_error(our_image_gradient, their_image_gradient),
+        parameter_gradients=max(errors.values()) if errors.keys() == gradients.keys() else math.inf,
+        float32=_worst(our_singles, their_singles),
+    )
+
+
+def _run(
+    model: Any, pass_: Callable[[Any, Tensor], list[Tensor]], images: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Features and scores, and the gradient of the images; those of the parameters are left in them."""
+    images = images.clone().requires_grad_()
+    tensors = pass_(model, images)
+    (tensors[-1] * uniform("cotangent", tuple(tensors[-1].shape))).sum().backward()
+    assert images.grad is not None
+    return [tensor.detach() for tensor in tensors], images.grad
+
+
+def _compare_gradients(theirs: nn.Module, ours: dict[str, Tensor]) -> dict[str, float]:
+    """The error of each gradient by their name, filled while their backward pass runs."""
+    errors: dict[str, float] = {}
+    for name, parameter in theirs.named_parameters():
+
+        def compare_and_drop(parameter: Tensor, name: str = name) -> None:
+            errors[name] = relative_error(ours[name], cast(Tensor, parameter.grad))
+            parameter.grad = None
+
+        parameter.register_post_accumulate_grad_hook(compare_and_drop)
+    return errors
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference over the largest absolute reference; infinite where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return math.inf
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def _worst(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    return max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,66 @@
+"""The index: what `anyformer list` shows of every model, written into one file so that listing needs no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+INDEX, CATALOGUE = PACKAGE / "index.json", PACKAGE / "catalogue.jsonl"
+
+
+def read() -> list[dict[str, Any]]:
+    """The rows as they were written; see :func:`rows`."""
+    return json.loads(INDEX.read_text(encoding="utf-8"))
+
+
+def rows() -> list[dict[str, Any]]:
+    """One row a model: name, system, field, small, image, params, macs, levels, licence.
+
+    ``image`` is the height and width that ``macs`` is counted at; ``small`` says that a size is ours, not the paper's;
+    ``licence`` is that of the official code, None where it states none.
+    """
+    from anyformer.core import registry  # these import torch, which reading must not
+    from anyformer.verify.ledger import levels
+    from anyformer.verify.structure import counted, native_size
+
+    licences = _licences()
+    table: list[dict[str, Any]] = []
+    for system in registry.systems().values():
+        for name in system.names:
+            image = native_size(name)
+            cost = counted(name, image)
+            table.append(
+                {
+                    "name": name,
+                    "system": system.paper.slug,
+                    "field": system.field,
+                    "small": name in system.small,
+                    "image": list(image),
+                    "params": cost.params,
+                    "macs": cost.macs,
+                    "levels": list(levels(name)),
+                    "licence": licences.get(system.paper.slug),
+                }
+            )
+    return table
+
+
+def text() -> str:
+    """The file's content: one row a line, so that a change shows as the rows that it changes."""
+    return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows()) + "\n]\n"
+
+
+def write(path: Path = INDEX) -> None:
+    """Write the index anew. Raises AnyformerError when the system refuses."""
+    from anyformer.core.files import write_atomic
+
+    write_atomic(path, text().encode())
+
+
+def _licences() -> dict[str, str | None]:
+    entries = map(json.loads, CATALOGUE.read_text(encoding="utf-8").splitlines())
+    return {entry["slug"]: entry.get("licence_code") for entry in entries}
+
+
+if __name__ == "__main__":
+    write()

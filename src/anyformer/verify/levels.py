@@ -1,0 +1,102 @@
+"""The proof levels of a system, one model after another, each into the ledger."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from anyformer.core import registry
+from anyformer.core.errors import UsageError, nearest
+from anyformer.core.registry import System
+from anyformer.core.store import create_model
+from anyformer.verify import behaviour, index, ledger, structure
+from anyformer.verify.equal import equal
+from anyformer.verify.evidence import Evidence
+from anyformer.verify.learns import learns
+from anyformer.verify.ledger import Record
+
+
+def built(name: str) -> Evidence:
+    """Build a model and look at it: the contract, the official code's parameters, cost beside the printed figures.
+
+    Small models are also run; the others are looked at on the meta device.
+    """
+    system = registry.system_of(name)
+    model = structure.on_meta(name)
+    failures = [failure for check in structure.CHECKS.values() for failure in check(model)]
+    if name in system.small:
+        make = partial(create_model, name)
+        torch.manual_seed(0)
+        failures += [failure for check in behaviour.CHECKS.values() for failure in check(make)]
+    image = structure.native_size(name)
+    count, published = structure.counted(name, image), system.published.get(name)
+    figures = {"image": image, "params": count.params, "macs": count.macs}
+    if published is not None:
+        figures["published"] = asdict(published)
+    return Evidence(figures, tuple(failures))
+
+
+LEVELS: dict[str, Callable[[str], Evidence]] = {"built": built, "equal": equal, "learns": learns}
+
+
+def verify(
+    slug: str,
+    levels: Iterable[str],
+    names: Sequence[str] | None = None,
+    report: Callable[[Record], None] = lambda record: None,
+    path: Path = ledger.LEDGER,
+) -> list[Record]:
+    """Prove a system, write every outcome into the ledger, and renew the index.
+
+    Args:
+        slug: The system.
+        levels: Of ``LEVELS``; ``learns`` is shown on the largest of the system's small models, whatever ``names`` says.
+        names: The models; all of the system when absent.
+        report: Told every outcome as soon as it is in the ledger.
+        path: The ledger; the index is renewed beside the one of the package only.
+
+    Returns:
+        One record for every level and model, in this order.
+
+    Raises:
+        UsageError: There is no such system, level or model, or what a level needs is not installed.
+        AnyformerError: The ledger cannot be written.
+    """
+    system, wanted = registry.system(slug), tuple(levels)
+    _known(wanted, LEVELS, "level")
+    _known(names or (), system.names, f"model of {slug}")
+    records: list[Record] = []
+    for level in wanted:
+        for name in _models(system, level, names):
+            started = time.monotonic()
+            evidence = LEVELS[level](name)
+            record = Record(
+                slug=slug,
+                name=name,
+                level=level,
+                reached=not evidence.failures,
+                failures=list(evidence.failures),
+                figures=evidence.figures,
+                seeds=list(evidence.seeds),
+                seconds=round(time.monotonic() - started, 1),
+                **ledger.surroundings(),
+            )
+            ledger.append(record, path)
+            records.append(record)
+            report(record)
+    if path == ledger.LEDGER:
+        index.write()
+    return records
+
+
+def _models(system: System, level: str, names: Sequence[str] | None) -> Sequence[str]:
+    return system.small[-1:] if level in ledger.OF_THE_SYSTEM else names or system.names
+
+
+def _known(asked: Iterable[str], known: Iterable[str], what: str) -> None:
+    for word in asked:
+        if word not in known:
+            raise UsageError(f"no {what} is named {word!r}{nearest(word, known)}; known: {', '.join(known)}")

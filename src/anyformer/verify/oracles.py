@@ -1,0 +1,111 @@
+"""The reference implementations that our models are held against: timm's, looked up when a proof needs them."""
+
+import contextlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer.core import registry
+from anyformer.core.errors import UsageError
+
+SIZED = ("vit", "swin")  # systems whose models are made for one image size; the others take any
+
+# Our small sizes are nobody's, so the oracle is the nearest published class built with the same numbers: its name, its
+# options, and the stages of theirs that ours has (their pyramids always have four).
+SMALL: dict[str, tuple[str, dict[str, Any], int]] = {
+    "vit_micro": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}, 0),
+    "vit_mini": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}, 0),
+    "swin_micro": (
+        "swin_tiny_patch4_window7_224",
+        {"window_size": 4, "embed_dim": 48, "depths": (2, 2), "num_heads": (3, 6)},
+        0,
+    ),
+    "swin_mini": (
+        "swin_tiny_patch4_window7_224",
+        {"window_size": 4, "embed_dim": 64, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
+        0,
+    ),
+    "convnext_micro": ("convnext_tiny", {"depths": (2, 2, 2, 1), "dims": (32, 64, 128, 128)}, 3),
+    "convnext_mini": ("convnext_tiny", {"depths": (2, 2, 4, 1), "dims": (48, 96, 192, 192)}, 3),
+    "edgenext_micro": (
+        "edgenext_xx_small",
+        {"depths": (2, 2, 2, 1), "dims": (32, 48, 96, 96), "heads": (4, 4, 4, 4)},
+        3,
+    ),
+    "edgenext_mini": (
+        "edgenext_xx_small",
+        {"depths": (2, 3, 3, 1), "dims": (48, 96, 160, 160), "heads": (4, 4, 4, 4)},
+        3,
+    ),
+}
+
+
+def oracle(name: str, *, img_size: tuple[int, int] | None = None, num_classes: int = 1000) -> nn.Module:
+    """The reference model of a name of ours, in evaluation mode, with fresh weights, without stochastic depth.
+
+    Args:
+        name: One of :func:`anyformer.list_models`.
+        img_size: Height and width of its images; for models of any size it changes nothing.
+        num_classes: Written out, because some of timm's models have no head by default.
+
+    Raises:
+        UsageError: timm is not installed, or has no such model.
+    """
+    timm = _timm()
+    slug = registry.system_of(name).paper.slug
+    theirs, options, stages = SMALL.get(name, (name, {}, 0))
+    if slug in SIZED:
+        side = registry.system_of(name).data_config(name)["size"]
+        options = {**options, "img_size": img_size or tuple(side)}
+    if theirs not in timm.list_models():
+        raise UsageError(f"timm has no {theirs!r}, so there is nothing to hold {name} against")
+    model: Any = timm.create_model(theirs, num_classes=num_classes, drop_path_rate=0.0, **options)
+    if stages:
+        del model.stages[stages:]
+    return model.eval()
+
+
+def oracle_stages_and_scores(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """What is compared, from an oracle, in our layout.
+
+    Returns:
+        The features of every stage, not normalised, ``(batch, height, width, channels)``, without prefix tokens; and
+        the scores ``(batch, num_classes)`` last.
+    """
+    theirs: Any = model
+    final, features = theirs.forward_intermediates(images, norm=False, output_fmt="NCHW")
+    return [*(feature.movedim(1, -1) for feature in features), theirs.forward_head(final)]
+
+
+def _timm() -> Any:
+    if importlib.util.find_spec("timm") is None:
+        raise UsageError('the models that ours are held against come with timm: pip install "anyformer[test]"')
+    _declare_missing_operators()
+    import timm
+
+    return timm
+
+
+_DECLARED: list[torch.library.Library] = []  # what a library declares lasts as long as it does
+
+
+def _declare_missing_operators() -> None:
+    """Make torchvision importable, as timm needs it, where its compiled library is absent or was built for another torch.
+
+    On import it registers the shapes of operators that only that library declares; a CPU-only torch beside PyPI's
+    torchvision is such a case. No model here calls them.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or hasattr(torch.ops.torchvision, "nms"):
+        return
+    for compiled in Path((spec.submodule_search_locations or [""])[0]).glob("_C.*"):
+        with contextlib.suppress(OSError):
+            torch.ops.load_library(compiled)
+            return
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _DECLARED.append(library)
