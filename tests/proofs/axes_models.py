@@ -39,9 +39,9 @@ def decoder(mixer: core.Config) -> core.Config:
 GROUPED_QUERIES = GroupedQueryAttention.Config(kv_heads=3, group=2, head_dim=8, position=Rotary.Config())
 MAMBA2 = Mamba2.Config(groups=3, heads_per_group=2, p=4, state=5, norm=GroupedGatedNorm.Config())
 DECODERS = {"grouped_query_decoder": decoder(GROUPED_QUERIES), "mamba2": decoder(MAMBA2)}
-IMAGES = {  # the second has shifted windows, and windows that do not divide their grid
+IMAGES = {  # Swin: shifted windows that do not divide the grid of 6, then an odd grid to merge
     "vit_micro": {"img_size": 8},
-    "swin_mini": {"img_size": 12, "patch_size": 1},
+    "swin_mini": {"img_size": 6, "patch_size": 1},
     "edgenext_micro": {"img_size": 8, "patch_size": 1},
     "convnext_micro": {"img_size": 8, "patch_size": 1},
 }

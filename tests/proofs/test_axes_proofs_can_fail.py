@@ -13,15 +13,9 @@ from .axes_cutting import VISIBLE, cut, cuttable, difference, masked, random_kee
 from .axes_models import NAMES, example
 from .axes_parts import Mamba2
 
+TURNED = "(q:head_dim heads + k:head_dim heads + v:head_dim heads) dim"
 WRONG = [
-    (
-        Attention,
-        "axes",
-        "qkv.weight",
-        "(q:head_dim heads + k:head_dim heads + v:head_dim heads) dim",
-        "vit_micro",
-        "head_dim",
-    ),
+    (Attention, "axes", "qkv.weight", TURNED, "vit_micro", "head_dim"),
     (Attention, "axes", "proj.weight", "dim (head_dim heads)", "vit_micro", "heads"),
     (SDTA, "definitions", "dim", "width chunks + rest", "edgenext_micro", "width"),
     (SDTA, "definitions", "dim", "rest + chunks width", "edgenext_micro", "rest"),

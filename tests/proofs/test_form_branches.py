@@ -35,6 +35,7 @@ class ToyClassExchange(core.Part, name="toy_class_exchange"):
         other: int = core.bound()
         heads: int
         head_dim: int = core.derived(lambda c: c.other // c.heads)
+        scale: float = core.derived(lambda c: c.head_dim**-0.5)
         enter: core.Config = core.linear()
         query: core.Config = core.linear()
         key_value: core.Config = core.linear()
@@ -53,7 +54,7 @@ class ToyClassExchange(core.Part, name="toy_class_exchange"):
         keys = torch.cat((token, other), dim=1)
         q = self.query(token).unflatten(2, heads).transpose(1, 2)
         k, v = self.key_value(keys).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attention(q, k, v, scale=self.config.head_dim**-0.5).transpose(1, 2).flatten(2)
+        mixed = attention(q, k, v, scale=self.config.scale).transpose(1, 2).flatten(2)
         return torch.cat((x[:, :1] + self.leave(mixed), x[:, 1:]), dim=1)
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer import core
-from anyformer.core.model import Model
 from anyformer.ops.attention import attention
 from anyformer.parts.channel_mixers.mlp import MLP
 from anyformer.parts.embeds.patch_embed import PatchEmbed
 from anyformer.parts.norms.layer_norm import LayerNorm
 from anyformer.skeletons.blocks import layer_block
+from anyformer.skeletons.isotropic import Isotropic
 
 
 class Image(NamedTuple):
@@ -34,25 +34,16 @@ class Detection(NamedTuple):
     masks: Tensor
 
 
-class ToyMaskedEmbed(core.Embed, name="toy_masked_embed"):
-    """Patches, and the mask of those that show something of the image."""
+class ToyQueryEmbed(core.Embed, name="toy_query_embed"):
+    """Learned queries are the features; the pixels, with their own layout and mask, are the memory.
 
-    class Config(core.Config):
-        dim: int = core.bound()
-        patch: core.Config
-
-    def forward(self, raw: Image) -> tuple[Tensor, core.Context]:
-        x, ctx = self.patch(raw.pixels)
-        mask = F.max_pool2d(raw.keep[:, None].to(x.dtype), self.config.patch.patch) > 0
-        return x, dataclasses.replace(ctx, mask=mask.flatten(1))
-
-
-class ToyQueries(core.Down, name="toy_queries"):
-    """From pixels to learned queries; the pixels, with their own layout and mask, become the memory."""
+    Shapes: an image -> ``(batch, queries, dim)``, beside a memory of ``(batch, height, width, dim)``.
+    """
 
     class Config(core.Config):
         dim: int = core.bound()
         queries: int
+        patch: core.Config
 
     axes = {"queries": "1 queries dim"}
 
@@ -60,9 +51,12 @@ class ToyQueries(core.Down, name="toy_queries"):
         super().__init__(config)
         self.queries = self.parameter("queries", core.Init("normal"))
 
-    def forward(self, x: Tensor, ctx: core.Context) -> tuple[Tensor, core.Context, None]:
-        layout = core.Layout((self.config.queries,))
-        return self.queries.expand(len(x), -1, -1), core.Context(layout=layout, memory=(x, ctx), sink=ctx.sink), None
+    def forward(self, raw: Image) -> tuple[Tensor, core.Context]:
+        pixels, ctx = self.patch(raw.pixels)
+        shown = F.max_pool2d(raw.keep[:, None].to(pixels.dtype), self.config.patch.patch) > 0
+        memory = (pixels, dataclasses.replace(ctx, mask=shown.flatten(1)))
+        queries = self.queries.expand(len(pixels), -1, -1)
+        return queries, core.Context(layout=core.Layout((self.config.queries,)), memory=memory)
 
 
 class ToyCrossAttention(core.TokenMixer, name="toy_cross_attention"):
@@ -72,6 +66,7 @@ class ToyCrossAttention(core.TokenMixer, name="toy_cross_attention"):
         dim: int = core.bound()
         heads: int
         head_dim: int = core.derived(lambda c: c.dim // c.heads)
+        scale: float = core.derived(lambda c: c.head_dim**-0.5)
         query: core.Config = core.linear()
         key_value: core.Config = core.linear()
         proj: core.Config = core.linear()
@@ -88,7 +83,7 @@ class ToyCrossAttention(core.TokenMixer, name="toy_cross_attention"):
         q = self.query(x).unflatten(2, heads).transpose(1, 2)
         k, v = self.key_value(memory.flatten(1, -2)).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
         keep = None if surroundings.mask is None else surroundings.mask[:, None, None, :]
-        mixed = attention(q, k, v, scale=self.config.head_dim**-0.5, bias=keep)
+        mixed = attention(q, k, v, scale=self.config.scale, bias=keep)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -109,34 +104,15 @@ class ToyDetectionHead(core.Head, name="toy_detection_head"):
         return Detection(self.classes(x), self.boxes(x).sigmoid(), masks)
 
 
-class ToyDetector(Model, name="toy_detector"):
-    """Embed, queries, blocks that attend to the pixels, a norm, a head."""
-
-    class Config(core.Config):
-        dim: int
-        embed: core.Config
-        queries: core.Config
-        blocks: tuple[core.Config, ...]
-        norm: core.Config
-        head: core.Config | None = None
-
-    def stages_of(self, raw: Image, sink: core.Collected | None = None) -> tuple[list[Tensor], Tensor, core.Context]:
-        pixels, ctx = self.embed(raw)
-        x, ctx, _ = self.queries(pixels, dataclasses.replace(ctx, sink=sink))
-        for block in self.blocks:
-            x = block(x, ctx)
-        return [pixels], self.norm(x), ctx
-
-
-def made(dim: int = 16, queries: int = 4) -> ToyDetector:
+def made(queries: int = 4) -> Isotropic:
     torch.manual_seed(0)
     norm = LayerNorm.Config()
     block = layer_block(ToyCrossAttention.Config(heads=2), MLP.Config(ratio=2.0), norm)
+    patch = PatchEmbed.Config(channels=1, patch=2)
     return core.build(
-        ToyDetector.Config(
-            dim=dim,
-            embed=ToyMaskedEmbed.Config(patch=PatchEmbed.Config(channels=1, patch=2)),
-            queries=ToyQueries.Config(queries=queries),
+        Isotropic.Config(
+            dim=16,
+            embed=ToyQueryEmbed.Config(queries=queries, patch=patch),
             blocks=(block, block),
             norm=norm,
             head=ToyDetectionHead.Config(num_classes=3),
@@ -181,7 +157,7 @@ def test_order_of_the_queries_is_the_order_of_the_answers():
     model, images = made().double(), random_images()
     before = model(images)
     with torch.no_grad():
-        model.queries.queries.copy_(model.queries.queries[:, [2, 0, 3, 1]])
+        model.embed.queries.copy_(model.embed.queries[:, [2, 0, 3, 1]])
     for old, new in zip(before, model(images), strict=True):
         same(new, old[:, [2, 0, 3, 1]])
 
@@ -206,3 +182,12 @@ def test_class_and_mask_learn_to_find_a_square():
     found = model(images)
     assert (found.classes[:, 0].argmax(1) == sizes).float().mean() > 0.9
     assert ((found.masks[:, 0] > 0) == truth.bool()).float().mean() > 0.99
+
+
+def test_exported_program_takes_and_gives_named_tensors():
+    model, images = made().double().eval(), random_images()
+    program = torch.export.export(model, (images,))
+    assert program.graph_signature.user_inputs == ("raw_pixels", "raw_keep")
+    found = program.module()(images)
+    assert isinstance(found, Detection)
+    same(found.masks, model(images).masks)

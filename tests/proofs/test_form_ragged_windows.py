@@ -55,6 +55,7 @@ class ToyWindows(core.TokenMixer, name="toy_windows"):
         dim: int = core.bound()
         heads: int
         head_dim: int = core.derived(lambda c: c.dim // c.heads)
+        scale: float = core.derived(lambda c: c.head_dim**-0.5)
         window: float
         qkv: core.Config = core.linear()
         proj: core.Config = core.linear()
@@ -78,7 +79,7 @@ class ToyWindows(core.TokenMixer, name="toy_windows"):
         padded[rows, columns] = x[0, order]
         heads = self.qkv(padded).view(*keep.shape, 3, config.heads, config.head_dim)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attention(q, k, v, scale=config.head_dim**-0.5, bias=keep[:, None, None, :])
+        mixed = attention(q, k, v, scale=config.scale, bias=keep[:, None, None, :])
         mixed = self.proj(mixed.transpose(1, 2).flatten(2))
         return torch.empty_like(x).index_copy(1, order, mixed[rows, columns][None])
 

@@ -155,7 +155,7 @@ def test_training_with_the_loss_balances_the_experts():
     for weight in (0.0, 0.3):
         model = made()
         role = Role(model, torch.optim.Adam(model.parameters(), 0.01))
-        Trainer({"student": role}, Balanced(weight), lambda _: IMAGES).run(40)
+        Trainer({"student": role}, Balanced(weight), lambda _: IMAGES).run(80)
         sink: core.Collected = {}
         assert torch.equal(model(IMAGES, sink).argmax(1), torch.arange(6) % 3)
         busiest[weight] = max(load.max().item() for load in sink["load"])

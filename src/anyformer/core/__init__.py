@@ -1,61 +1,18 @@
-"""The engine: parts, axes, specs, registry, key maps, context, errors. It knows no architecture."""
+"""The engine: parts, axes, specs, registry, key maps, context, errors. It knows no architecture.
 
-from anyformer.core.config import Config, bound, derived, edit, linear, resolve, walk
-from anyformer.core.context import Collected, Context, Layout, grid_of
-from anyformer.core.errors import AnyformerError, UsageError
-from anyformer.core.initial import ONES, ZEROS, Init
-from anyformer.core.numbers import pair, ramp
-from anyformer.core.paper import Paper, Published
-from anyformer.core.part import (
-    Block,
-    ChannelMixer,
-    Down,
-    Embed,
-    Head,
-    LinearPart,
-    Norm,
-    Part,
-    Residual,
-    Router,
-    Shared,
-    TokenMixer,
-    Up,
-    build,
-)
+Its vocabulary is looked up on first use, so that errors and files can be imported without torch.
+"""
 
-__all__ = [
-    "ONES",
-    "ZEROS",
-    "AnyformerError",
-    "Block",
-    "ChannelMixer",
-    "Collected",
-    "Config",
-    "Context",
-    "Down",
-    "Embed",
-    "Head",
-    "Init",
-    "Layout",
-    "LinearPart",
-    "Norm",
-    "Paper",
-    "Part",
-    "Published",
-    "Residual",
-    "Router",
-    "Shared",
-    "TokenMixer",
-    "Up",
-    "UsageError",
-    "bound",
-    "build",
-    "derived",
-    "edit",
-    "grid_of",
-    "linear",
-    "pair",
-    "ramp",
-    "resolve",
-    "walk",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anyformer.core.vocabulary import *  # noqa: F403 - a checker's view of what __getattr__ finds
+
+
+def __getattr__(name: str) -> Any:
+    vocabulary = importlib.import_module("anyformer.core.vocabulary")
+    if name not in vocabulary.__all__:
+        raise AttributeError(f"module 'anyformer.core' has no attribute {name!r}")
+    value = globals()[name] = getattr(vocabulary, name)
+    return value

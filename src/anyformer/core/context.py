@@ -38,11 +38,17 @@ class Layout:
 
 
 Collected = dict[str, list[Tensor]]
+Edges = tuple[Tensor, Tensor, Tensor]
+
+
+def _no_edges() -> dict[str, Edges]:
+    # dict[str, Edges] in its place, as a factory, cannot be compiled
+    return {}
 
 
 @dataclass(frozen=True)
 class Context:
-    """One forward pass's surroundings; every part may read it, only ``down`` and ``up`` parts return a changed one.
+    """One forward pass's surroundings; every part may read it, only embeds and ``down`` parts return another.
 
     Attributes:
         layout: grid and prefix of the features; for ragged data one row of all tokens.
@@ -61,7 +67,7 @@ class Context:
     offsets: Tensor | None = None
     positions: Tensor | None = None
     coordinates: Tensor | None = None
-    edges: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=lambda: {})
+    edges: dict[str, Edges] = field(default_factory=_no_edges)
     memory: "tuple[Tensor, Context] | None" = None
     condition: Tensor | None = None
     sink: Collected | None = None

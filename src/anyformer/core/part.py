@@ -55,7 +55,7 @@ class Part(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        for field in dataclasses.fields(cast(Any, config)):
+        for field in dataclasses.fields(config):
             value = getattr(config, field.name)
             if is_node(value):
                 setattr(self, field.name, value.build())
@@ -103,7 +103,7 @@ class ChannelMixer(Part):
 
 
 class LinearPart(Part):
-    """``linear(x) -> x``: a weighted matrix product over the last axis, ``inputs`` to ``outputs``."""
+    """``linear(x, act=None, add=None) -> act(product) + add``: a weighted matrix product, ``inputs`` to ``outputs``."""
 
     slot = "linear"
 

@@ -74,6 +74,7 @@ def readable(quantity: str, value: float) -> str:
     """A cost with a unit that suits its size, three digits."""
     if quantity == "latency":
         return f"{value:.3g}ms"
+    value = float(f"{value:.3g}")  # rounded first, so that 999,900 becomes 1M
     steps = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
     factor, letter = next((step for step in steps if value >= step[0]), steps[-1])
     return f"{value / factor:.3g}{letter}{'B' if quantity == 'size' else ''}"

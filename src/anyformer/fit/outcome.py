@@ -57,7 +57,8 @@ class Finisher:
         winner, export, measured = self._winner(sorted(standing, key=lambda name: -standing[name]))
         self.clock.say("Writing the report")
         runtime = OnnxModel(self.folder / "model.onnx")
-        test = None if interrupted else self._test(runtime)
+        part = self.data.split.validation if interrupted else self.data.split.test
+        scored = self._score(runtime, part)
         report: dict[str, Any] = {
             "format": 1,
             "model": winner,
@@ -66,7 +67,7 @@ class Finisher:
             "finished": not interrupted,
             "interrupted": interrupted,
             "stopped_by_clock": self.study.stopped_by_clock,
-            "test": None if test is None else test["score"],
+            "test": None if interrupted else scored["score"],
             "validation": {"accuracy": accuracies[winner], "n": len(self.data.split.validation)},
             "split": {
                 "train": len(self.data.split.train),
@@ -83,10 +84,10 @@ class Finisher:
                 "measured": {key: getattr(measured, key) for key in ("latency_ms", "params", "macs", "size_bytes")},
                 "met": not self.budget.exceeded(measured),
             },
-            "baseline": None if test is None else self._baseline(),
+            "baseline": None if interrupted else self._baseline(),
             "candidates": self._candidates(winner, accuracies),
-            "confusion": None if test is None else test["confusion"],
-            "mistakes": [] if test is None else [{k: getattr(m, k) for k in _MISTAKE} for m in test["mistakes"]],
+            "confusion": scored["confusion"],
+            "mistakes": [{key: getattr(mistake, key) for key in _MISTAKE} for mistake in scored["mistakes"]],
             "export": {"max_error": export.max_error, "inputs": export.checked},
             "data": {
                 "source": self.source,
@@ -104,7 +105,7 @@ class Finisher:
             "seconds": round(self.clock.seconds, 1),
         }
         draw_front(report, self.folder / "front.png")
-        write_report(report, [] if test is None else test["mistakes"], self.folder)
+        write_report(report, scored["mistakes"], self.folder)
         report["seconds"] = round(self.clock.seconds, 1)
         self.memory.save(self.clock.seconds)
         write_atomic(self.folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
@@ -131,9 +132,8 @@ class Finisher:
         again = {"median": timed.median_ms, "p10": timed.p10_ms, "p90": timed.p90_ms}
         return report, Costs(**{**vars(costs), "latency_ms": again, "size_bytes": path.stat().st_size})
 
-    def _test(self, runtime: OnnxModel) -> dict[str, Any]:
-        """The exported model on the test part: accuracy, confusions, the worst mistakes."""
-        indices = self.data.split.test
+    def _score(self, runtime: OnnxModel, indices: Tensor) -> dict[str, Any]:
+        """The exported model on a part: accuracy, confusions, the worst mistakes."""
         images, labels = self.data.part(indices)
         logits = [runtime(normalize(part, self.data.config).numpy()) for part in images.split(BATCH)]
         scores = torch.from_numpy(np.concatenate(logits)).softmax(dim=1)

@@ -61,7 +61,7 @@ def write_report(report: dict[str, Any], mistakes: list[Mistake], folder: Path) 
     except ImportError:
         raise UsageError('the page needs jinja2: pip install "anyformer[fit]"') from None
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.getitem = operator.getitem  # jinja's own turns a missing key into nothing, to be told of later or never
     environment.filters |= {"digits": digits, "percent": percent, "readable": _readable, "interval": wilson}
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))

@@ -109,7 +109,9 @@ def other_sizes(make: Make) -> list[str]:
     try:
         given = _eval(make(**INPUT))(_images(2, 1, size))
     except UsageError as error:
-        return failures if "img_size" in str(error) else [*failures, f"the refusal of another size has no remedy: {error}"]
+        return (
+            failures if "img_size" in str(error) else [*failures, f"the refusal of another size has no remedy: {error}"]
+        )
     return failures if given.isfinite().all() else [*failures, f"scores of images of {size} are not finite"]
 
 

@@ -113,9 +113,7 @@ def compare(name: str, image: tuple[int, int], batch: int) -> Comparison:
     )
 
 
-def _run(
-    model: Any, pass_: Callable[[Any, Tensor], list[Tensor]], images: Tensor
-) -> tuple[list[Tensor], Tensor]:
+def _run(model: Any, pass_: Callable[[Any, Tensor], list[Tensor]], images: Tensor) -> tuple[list[Tensor], Tensor]:
     """Features and scores, and the gradient of the images; those of the parameters are left in them."""
     images = images.clone().requires_grad_()
     tensors = pass_(model, images)

@@ -65,8 +65,6 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 def _movement(parameter: nn.Parameter, run: Callable[[], list[Tensor]], reference: list[Tensor]) -> float:
     kept = parameter.clone()
     parameter.mul_(FACTOR)
-    moved = [
-        ((new - old).abs().max() / old.abs().max()).item() for new, old in zip(run(), reference, strict=True)
-    ]
+    moved = [((new - old).abs().max() / old.abs().max()).item() for new, old in zip(run(), reference, strict=True)]
     parameter.copy_(kept)
     return max(moved)

@@ -161,12 +161,9 @@ class WindowAttention(core.TokenMixer, name="window_attention"):
         qkv = self.qkv(tokens).view(batch, windows, count, 3, config.heads, config.head_dim)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)  # (batch, windows * heads, tokens, head_dim)
         bias = self.table[self.index].permute(2, 0, 1)[None]
-        if any(shift):
-            kept = self.mask if (height, width) == (config.grid_rows, config.grid_columns) else None
-            mask = self.mask_for((height, width)).to(x) if kept is None else kept
-            bias = bias + mask[:, None]
-        else:
-            bias = bias.expand(windows, -1, -1, -1)
+        kept = (height, width) == (config.grid_rows, config.grid_columns)
+        mask = self.mask if kept else self.mask_for((height, width))
+        bias = bias.expand(windows, -1, -1, -1) if mask is None else bias + mask.to(x)[:, None]
         mixed = attention(q, k, v, scale=config.scale, bias=bias.flatten(0, 1)[None])
         mixed = mixed.view(batch, windows, config.heads, count, config.head_dim).transpose(2, 3).flatten(3)
         x = from_windows(self.proj(mixed), window, (height + below, width + right))
