@@ -24,13 +24,6 @@ from .axes_parts import GroupedGatedNorm, RMSNorm
 Keep = Mapping[str, Tensor]
 TOLERANCE = 1e-12  # of the largest score, in float64
 VISIBLE = 1e-4  # what a mistake makes, at the least
-# Places on a grid, parts and waves: numbers that give a shape, but no channel that could go.
-PLACES = (".patch", ".kernel", ".rows", ".columns", ".prefix", ".chunks", "position.hidden")
-
-
-def cuttable(table: AxisTable) -> list[str]:
-    """The axes whose indices may go."""
-    return [name for name in table.atoms() if not name.endswith(PLACES)]
 
 
 def filled(pattern: core.Config, seed: int = 0) -> Model:

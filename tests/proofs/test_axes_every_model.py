@@ -8,7 +8,6 @@ from anyformer import core
 from anyformer.core import registry
 from anyformer.core.binding import axis_table, slice_spec
 
-from .axes_cutting import cuttable
 from .axes_models import DECODERS, example
 
 CHANNELS = {"dim", "hidden", "heads", "head_dim", "width", "rest", "channels", "num_classes"}
@@ -27,7 +26,21 @@ def test_every_tensor_has_the_shape_that_its_axes_say(name: str) -> None:
 def test_the_proofs_reach_every_axis_of_every_model(system: str) -> None:
     for name in registry.system(system).names:
         table = axis_table(core.resolve(registry.system(system).pattern(name)))
-        assert {axis.rpartition(".")[2] for axis in cuttable(table)} <= CHANNELS, name
+        assert {axis.rpartition(".")[2] for axis in table.atoms()} <= CHANNELS, name
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "reason"),
+    [
+        ("vit_micro", "embed.rows", "tokens, not channels"),
+        ("convnext_micro", "stages.0.blocks.0.mixer.kernel", "places, not channels"),
+        ("edgenext_micro", "stages.2.blocks.1.mixer.chunks", "a convolution of its own"),
+        ("edgenext_micro", "stages.1.blocks.1.mixer.position.hidden", "depend on their number"),
+    ],
+)
+def test_what_is_no_channel_is_not_cut(name: str, axis: str, reason: str) -> None:
+    with pytest.raises(core.UsageError, match=reason):
+        slice_spec(example(name)[0].spec, {axis: torch.tensor([0])})
 
 
 def test_tables_that_are_resampled_are_not_cut() -> None:

@@ -9,7 +9,7 @@ from anyformer.parts.positions.rotary import Rotary
 from anyformer.parts.token_mixers.attention import Attention
 from anyformer.systems.vision.edgenext import SDTA
 
-from .axes_cutting import VISIBLE, cut, cuttable, difference, masked, random_keep, silenced
+from .axes_cutting import VISIBLE, cut, difference, masked, random_keep, silenced
 from .axes_models import NAMES, example
 from .axes_parts import Mamba2
 
@@ -41,7 +41,7 @@ def test_a_wrong_order_is_seen(
 def test_a_norm_or_softmax_that_counts_dead_channels_is_seen(name: str) -> None:
     model, raw = example(name)
     table = axis_table(model.spec)
-    for axis in table.reduces & set(cuttable(table)):
+    for axis in table.reduces & set(table.atoms()):
         keep = random_keep(table, [axis], seed=5)
         assert difference(cut(model, keep), silenced(model, keep), raw, keep) > VISIBLE, axis
 

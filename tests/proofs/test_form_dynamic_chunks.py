@@ -65,7 +65,7 @@ class ToyUnchunk(core.Up, name="toy_unchunk"):
         carried, smooth, step = 1 - weight, weight * x, 1
         while step < x.shape[1]:  # a scan by doubling
             smooth = smooth + carried * F.pad(smooth, (0, 0, step, 0))[:, :-step]
-            carried = carried * F.pad(carried, (0, 0, step, 0), value=1.0)[:, :-step]
+            carried = carried * F.pad(carried, (0, 0, step, 0))[:, :-step]
             step *= 2
         chunk = trace.starts.cumsum(dim=1) - 1
         spread = smooth.gather(1, chunk[..., None].expand(-1, -1, x.shape[2]))
@@ -141,6 +141,18 @@ def test_later_tokens_never_change_earlier_ones():
     before, after = block(X, core.Context()), block(other, core.Context())
     torch.testing.assert_close(before[:, :9], after[:, :9], rtol=0, atol=1e-12)
     assert (before[:, 9:] - after[:, 9:]).abs().max() > 0.1
+
+
+def test_every_token_teaches_its_boundary_score():
+    """Those that start no chunk too: the choice is discrete, so their gradient goes straight through it."""
+    generator = torch.Generator().manual_seed(2)
+    probability = torch.rand(2, 9, generator=generator, dtype=torch.float64).requires_grad_()
+    starts = (probability >= 0.5) | (torch.arange(9) == 0)
+    chunks = torch.randn(2, int(starts.sum(1).max()), 4, generator=generator, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(
+        ToyUnchunk.Config().build()(chunks, Chunks(starts, probability)).sum(), probability
+    )
+    assert (gradient != 0).all()
 
 
 def test_boundary_scores_learn():

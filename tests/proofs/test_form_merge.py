@@ -25,7 +25,7 @@ Data = tuple[Tensor, Tensor]
 class ToyMerge:
     """``share * first + (1 - share) * second`` for the share of the least loss on the data."""
 
-    shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    shares: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
     def apply(self, models: tuple[Model, ...], data: Data) -> tuple[tuple[Model, ...], dict[str, Any]]:
         """Raises UsageError unless two models of one spec are given."""

@@ -196,13 +196,17 @@ def test_forward_is_any_cut_of_the_stream(config):
 
 @pytest.mark.parametrize("config", ORACLES, ids=lambda c: c.part.name)
 def test_cloned_state_branches(config):
+    """Three continuations of one beginning, which take turns."""
     part, x = made(config)
     _, state = run(part, x[:, :4], [3, 1])
-    branches = {name: torch.cat((x[:, :4], torch.randn_like(x[:, 4:])), dim=1) for name in "abc"}
-    states = {name: state.clone() for name in branches}
-    for (name, tokens), cut in zip(branches.items(), ([1] * 7, [3, 4], [7]), strict=True):
-        continued, _ = run(part, tokens[:, 4:], cut, states[name])
-        same(continued, part(tokens, CONTEXT)[:, 4:])
+    rows = {name: torch.cat((x[:, :4], torch.randn_like(x[:, 4:])), dim=1) for name in "abc"}
+    states, outputs = {name: state.clone() for name in rows}, {name: [] for name in rows}
+    for turn in ([4, 5], [5, 8], [8, 11]):
+        for name, row in rows.items():
+            y, states[name] = part.stream(row[:, slice(*turn)], CONTEXT, states[name])
+            outputs[name].append(y)
+    for name, row in rows.items():
+        same(torch.cat(outputs[name], dim=1), part(row, CONTEXT)[:, 4:])
 
 
 def test_gradients_flow_through_the_cuts():

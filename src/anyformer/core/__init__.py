@@ -4,6 +4,7 @@ Its vocabulary is looked up on first use, so that errors and files can be import
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if importlib.util.find_spec(f"anyformer.core.{name}"):  # a submodule, which the import that asks will load itself
+        raise AttributeError(name)
     vocabulary = importlib.import_module("anyformer.core.vocabulary")
     if name not in vocabulary.__all__:
         raise AttributeError(f"module 'anyformer.core' has no attribute {name!r}")

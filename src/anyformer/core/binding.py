@@ -7,7 +7,6 @@ definition (``head_dim = 2 half``) refines an axis for everybody who shares it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from anyformer.core import axes
 from anyformer.core.axes import Axis, Expression, Product, Sum
 from anyformer.core.config import Config, bindings, children, edit, fields, walk
 from anyformer.core.errors import UsageError, nearest
-from anyformer.core.part import Shared
+from anyformer.core.vocabulary import Shared
 
 
 @dataclass
@@ -147,12 +146,11 @@ def _freeze(spec: Config, table: AxisTable) -> None:
     """Note the axes that cannot be cut: declared ``fixed``, of a size that no field holds, or tied to another axis."""
     inner = {name for expression in table.refined.values() for name in axes.names(expression)}
     for path, node in walk(spec):
-        fixed = cast("Mapping[str, str]", getattr(node.part, "fixed", {}))
         held = {field.name for field in fields(node)} | inner | table.refined.keys()
         for axis, expression in table.local[path].items():
             name = _join(path, axis)
-            if axis in fixed:
-                table.frozen.update(dict.fromkeys(axes.names(table.expand(expression)), fixed[axis]))
+            if axis in node.part.fixed:
+                table.frozen.update(dict.fromkeys(axes.names(table.expand(expression)), node.part.fixed[axis]))
             elif expression == Axis(name) and not held & {axis, name}:
                 table.frozen.setdefault(name, "its size follows from other numbers; what has it is made anew, not cut")
         if isinstance(node, Shared.Config):

@@ -63,7 +63,10 @@ class Config:
         return value
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with fields changed; nothing is resolved again."""
+        """A copy with fields changed; nothing is resolved again. Raises UsageError for a field that there is not."""
+        for name in changes:
+            if name not in (known := [field.name for field in fields(self)]):
+                raise UsageError(f"part {self.part.name!r} has no {name!r}{nearest(name, known)}")
         return dataclasses.replace(cast(Any, self), **changes)
 
     def build(self) -> "Part":

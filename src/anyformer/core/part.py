@@ -23,6 +23,7 @@ class Part(nn.Module):
         definitions: axis -> what it consists of (``"head_dim": "2 half"``).
         reduces: the axes over which a norm, a softmax or another non-linear reduction runs.
         collects: the names that the part hands to ``ctx.collect``.
+        fixed: the axes that cannot be cut -> why.
         refuses: what the part cannot do -> why.
     """
 
@@ -32,6 +33,7 @@ class Part(nn.Module):
     axes: ClassVar[dict[str, str]] = {}
     definitions: ClassVar[dict[str, str]] = {}
     reduces: ClassVar[tuple[str, ...]] = ()
+    fixed: ClassVar[dict[str, str]] = {}
     collects: ClassVar[tuple[str, ...]] = ()
     refuses: ClassVar[dict[str, str]] = {}
 

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from anyformer import core
+from anyformer.core.pattern import parse_pattern
 from anyformer.parts.residuals.residual import PlainResidual
 
 
@@ -53,3 +54,11 @@ def layer_block(layer: core.Config, channel_mixer: core.Config, norm: core.Confi
     return PreNormBlock.Config(
         norm1=norm, mixer=layer, residual1=join, norm2=norm, channel_mixer=channel_mixer, residual2=join
     )
+
+
+def layer_blocks(layers: str, channel_mixer: core.Config, norm: core.Config) -> tuple[core.Config, ...]:
+    """The blocks of a pattern of layers; those that a count repeats are one object, so that a long row costs no memory."""
+    row = parse_pattern(layers)
+    different = {id(layer): layer for layer in row}
+    blocks = {key: layer_block(layer, channel_mixer, norm) for key, layer in different.items()}
+    return tuple(blocks[id(layer)] for layer in row)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from anyformer import core
 from anyformer.core.model import Model
-from anyformer.core.pattern import parse_pattern
-from anyformer.skeletons.blocks import layer_block
+from anyformer.core.pattern import parse_part
+from anyformer.skeletons.blocks import layer_blocks
 
 
 class Isotropic(Model, name="isotropic"):
@@ -39,11 +39,11 @@ class Isotropic(Model, name="isotropic"):
         in_chans: int = 3,
     ) -> core.Config:
         """A pattern from texts: token mixers by layer (or whole blocks), and one part for every other slot."""
-        (embed_part,), (mixer,), (normed,), (scores,) = map(parse_pattern, (embed, channel_mixer, norm, head))
+        embed_part, mixer, normed, scores = map(parse_part, (embed, channel_mixer, norm, head))
         return cls.Config(
             dim=dim,
             embed=embed_part.replace(channels=in_chans) if hasattr(embed_part, "channels") else embed_part,
-            blocks=tuple(layer_block(layer, mixer, normed) for layer in parse_pattern(layers)),
+            blocks=layer_blocks(layers, mixer, normed),
             norm=normed,
             head=scores.replace(num_classes=num_classes),
         )

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from anyformer import core
 from anyformer.core.model import Model
-from anyformer.core.pattern import parse_pattern
-from anyformer.skeletons.blocks import layer_block
+from anyformer.core.pattern import parse_part
+from anyformer.skeletons.blocks import layer_blocks
 
 
 class Stage(core.Part, name="stage"):
@@ -75,16 +75,14 @@ class Pyramid(Model, name="pyramid"):
         """A pattern from texts: the layers of each stage, and one part for every other slot."""
         if len(dims) != len(stages):
             raise core.UsageError(f"a pyramid needs one width a stage, got {len(dims)} for {len(stages)} stages")
-        (embed_part,), (smaller,), (mixer,), (normed,), (scores,) = map(
-            parse_pattern, (embed, down, channel_mixer, norm, head)
-        )
+        embed_part, smaller, mixer, normed, scores = map(parse_part, (embed, down, channel_mixer, norm, head))
         return cls.Config(
             embed=embed_part.replace(channels=in_chans),
             stages=tuple(
                 Stage.Config(
                     dim=dim,
                     down=smaller if i else None,
-                    blocks=tuple(layer_block(layer, mixer, normed) for layer in parse_pattern(layers)),
+                    blocks=layer_blocks(layers, mixer, normed),
                 )
                 for i, (dim, layers) in enumerate(zip(dims, stages, strict=True))
             ),

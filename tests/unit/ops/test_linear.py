@@ -180,19 +180,12 @@ def test_tied_and_parametrized_weights(raw, tensors):
 
 @pytest.mark.parametrize("which", range(4), ids=["x", "weight", "bias", "add"])
 def test_a_gradient_wanted_by_one_tensor_alone(raw, tensors, which):
+    """Training the biases only, as BitFit does, trains nothing where the bias is not asked."""
     tensors[which].requires_grad_()
     x, weight, bias, add = tensors
     gradient = torch.autograd.grad(linear(x, weight, bias, "gelu", add).square().sum(), tensors[which])[0]
     expected = torch.autograd.grad((F.gelu(F.linear(x, weight, bias)) + add).square().sum(), tensors[which])[0]
     close(gradient, expected)
-    assert not raw
-
-
-def test_training_the_biases_only(raw, tensors):
-    product = Product()
-    product.weight.requires_grad_(False)
-    product(tensors[0]).sum().backward()
-    assert product.bias.grad.abs().min() > 0
     assert not raw
 
 
@@ -330,6 +323,7 @@ def test_compilation_and_export(raw, tensors):
 def test_other_dtypes(raw, tensors, dtype):
     x, weight, bias, add = (tensor.to(dtype) for tensor in tensors)
     assert torch.equal(linear(x, weight, bias, "relu", add), F.linear(x, weight, bias).relu() + add)
+    assert linear(*tensors[:3], None, add).dtype == torch.promote_types(dtype, torch.float32)
     assert not raw
 
 
@@ -349,12 +343,6 @@ def test_other_layouts(raw, tensors):
     close(linear(x, weight.to_sparse_csr(), bias), plain)
     close(linear(x.to_sparse(), weight, bias), plain)
     close(linear(x.to_mkldnn(), weight.to_mkldnn(), bias.to_mkldnn()).to_dense(), plain)
-    assert not raw
-
-
-def test_a_residual_of_another_dtype_promotes(raw, tensors):
-    x, weight, bias, add = tensors
-    assert linear(x, weight, bias, None, add.double()).dtype == torch.float64
     assert not raw
 
 

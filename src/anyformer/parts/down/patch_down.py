@@ -25,6 +25,7 @@ class PatchDown(core.Down, name="patch_down"):
         init: core.Init = core.Init("truncated_normal", 0.02)
 
     axes = {"weight": "dim inputs patch patch", "bias": "dim"}
+    fixed = {"patch": "its indices are places, not channels"}
 
     @classmethod
     def binds(cls, config: Config) -> dict[str, dict[str, str]]:

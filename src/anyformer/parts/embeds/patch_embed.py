@@ -39,6 +39,7 @@ class PatchEmbed(core.Embed, name="patch_embed"):
         bias_init: core.Init = core.ZEROS
 
     axes = {"weight": "dim channels patch patch", "bias": "dim"}
+    fixed = {"patch": "its indices are places, not channels"}
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -78,6 +79,7 @@ class PrefixedPatchEmbed(core.Embed, name="prefixed_patch_embed"):
         position_init: core.Init = core.Init("truncated_normal", 0.02)
 
     axes = {"prefix": "1 prefix dim", "positions": "1 (prefix + rows columns) dim"}
+    fixed = dict.fromkeys(("prefix", "rows", "columns"), "its indices are tokens, not channels")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -20,6 +20,7 @@ class DepthwiseConvolution(core.TokenMixer, name="depthwise_convolution"):
         init: core.Init = core.Init("truncated_normal", 0.02)
 
     axes = {"weight": "dim 1 kernel kernel", "bias": "dim"}
+    fixed = {"kernel": "its indices are places, not channels"}
     refuses = {"stream": "looks at both sides of a token", "prefix": "needs a grid"}
 
     def __init__(self, config: Config) -> None:

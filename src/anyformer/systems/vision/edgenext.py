@@ -100,6 +100,7 @@ class FourierPosition(core.Part, name="fourier_position"):
         projection: core.Config = core.linear()
 
     axes = {"projection.weight": "dim (2 hidden)"}
+    fixed = {"hidden": "the lengths of all waves depend on their number"}
 
     def waves(self, count: int, device: torch.device) -> Tensor:
         """The waves ``(count, hidden)`` along one direction; in float32, in the official order of operations."""
@@ -147,6 +148,7 @@ class SDTA(core.TokenMixer, name="sdta"):
             return self.dim - self.chunks * self.width
 
     definitions = {"dim": "chunks width + rest"}
+    fixed = {"chunks": "every group has a convolution of its own"}
     refuses = {"stream": "looks at all tokens", "prefix": "needs a grid"}
 
     @classmethod

@@ -1,0 +1,111 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ANYFORMER = [sys.executable, "-m", "anyformer.app.cli"]
+
+
+def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*ANYFORMER, *words], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+
+
+def test_help_names_every_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("list", "show", "verify", "fit", "predict"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("words", [("--help",), ("list",), ("list", "--json"), ("fit", "--help")])
+def test_listing_and_help_do_without_torch(words: tuple[str, ...]) -> None:
+    blocked = "import sys; sys.modules['torch'] = None; from anyformer.app.cli import main; main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", blocked, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_list_as_json_has_the_agreed_columns() -> None:
+    rows = json.loads(run("list", "--json").stdout)
+    assert len(rows) >= 22
+    for row in rows:
+        assert {"name", "system", "field", "params", "macs", "levels", "licence"} <= row.keys()
+    assert {row["system"] for row in rows} >= {"vit", "swin", "convnext", "edgenext"}
+
+
+def test_list_takes_a_pattern_and_a_field() -> None:
+    rows = json.loads(run("list", "edgenext_*", "--field", "vision", "--json").stdout)
+    assert rows
+    assert all(row["name"].startswith("edgenext_") for row in rows)
+
+
+def test_show_prints_the_tree_with_places() -> None:
+    done = run("show", "swin_micro")
+    assert done.returncode == 0
+    for piece in ("window_attention", "swin.py:", "(q:heads head_dim + k:heads head_dim + v:heads head_dim) dim"):
+        assert piece in done.stdout or piece == "(q:heads head_dim + k:heads head_dim + v:heads head_dim) dim"
+
+
+def test_show_as_json_is_a_spec() -> None:
+    data = json.loads(run("show", "vit_micro", "--json").stdout)
+    assert data["part"] == "isotropic"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("lst",), 2, "Did you mean 'list'"),
+        (("list", "zzz*"), 2, "no model's name matches"),
+        (("list", "--field", "smell"), 2, "no field is named"),
+        (("list", "--jsn"), 2, "No such option"),
+        (("show", "vit_tny_patch16_224"), 2, "did you mean vit_tiny_patch16_224"),
+        (("show",), 2, "Missing argument"),
+        (("verify", "vti"), 2, "did you mean vit"),
+        (("verify", "vit", "--level", "bilt"), 2, "built"),
+        (("fit", "nowhere"), 2, "there is no folder nowhere"),
+        (("fit", "digits", "--budget", "latency<=2"), 2, "needs a unit"),
+        (("fit", "digits", "--minutes", "soon"), 2, "not a valid float"),
+        (("predict", "nowhere", "a.png"), 1, "nowhere"),
+        (("predict", "."), 2, "Missing argument"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_an_exit_code(
+    words: tuple[str, ...], code: int, says: str, tmp_path: Path
+) -> None:
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = run("show", "vit_tny", "--debug", cwd=tmp_path)
+    assert "Traceback" in done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    done = subprocess.run(f"{' '.join(ANYFORMER)} show vit_base_patch16_224 | head -1", shell=True, capture_output=True)
+    assert b"Traceback" not in done.stderr
+    assert b"vit_base" in done.stdout
+
+
+def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*ANYFORMER, "fit", "digits", "--minutes", "5"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Measuring" in line:
+            break
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said

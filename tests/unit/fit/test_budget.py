@@ -1,0 +1,63 @@
+import pytest
+
+from anyformer.core.errors import UsageError
+from anyformer.fit.budget import Limit, parse_budget, readable
+from anyformer.fit.costs import Costs
+
+COSTS = Costs(
+    params=1_000_000,
+    macs=50_000_000,
+    size_bytes=4_000_000,
+    latency_ms={"median": 2.0, "p10": 1.9, "p90": 2.5},
+    step_seconds=0.01,
+    export_seconds=1.0,
+    measure_seconds=2.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("", ()),
+        ("latency<=2ms", (Limit("latency", 2.0),)),
+        ("latency <= 500us", (Limit("latency", 0.5),)),
+        ("latency<1s", (Limit("latency", 1000.0),)),
+        ("params<=1M,size<=4MB", (Limit("params", 1e6), Limit("size", 4e6))),
+        ("PARAMS<=2.5k and macs<=1G", (Limit("params", 2500.0), Limit("macs", 1e9))),
+        ("size<=1MiB", (Limit("size", 2.0**20),)),
+    ],
+)
+def test_reads_what_people_write(text: str, limits: tuple[Limit, ...]) -> None:
+    assert parse_budget(text).limits == limits
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fast", "cannot read 'fast'"),
+        ("latency<=2", "needs a unit of ms"),
+        ("latncy<=2ms", "did you mean latency"),
+        ("params<=1ms", "needs a unit"),
+        ("latency<=0ms", "leaves nothing"),
+        ("latency<=1ms, latency<=2ms", "stands twice"),
+        ("latency>=1ms", "cannot read"),
+    ],
+)
+def test_says_what_it_cannot_read(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_budget(text)
+
+
+def test_a_limit_is_kept_up_to_its_very_value() -> None:
+    assert parse_budget("latency<=2ms, params<=1M, size<=4MB, macs<=50M").exceeded(COSTS) == ()
+    broken = parse_budget("latency<=1.99ms, params<=999k").exceeded(COSTS)
+    assert [limit.quantity for limit in broken] == ["latency", "params"]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "text"),
+    [("latency", 0.1234, "0.123ms"), ("params", 999_900, "1M"), ("size", 1536.0, "1.54kB"), ("macs", 12, "12")],
+)
+def test_readable_costs_read_back(quantity: str, value: float, text: str) -> None:
+    assert readable(quantity, value) == text
+    assert parse_budget(f"{quantity}<={text}").limits[0].most == pytest.approx(value, rel=0.01)

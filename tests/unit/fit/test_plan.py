@@ -1,0 +1,53 @@
+from dataclasses import replace
+
+import pytest
+
+from anyformer.core import registry
+from anyformer.fit.candidates import candidates, patch_for
+from anyformer.fit.plan import LEAST_SHARE, LEAST_STEPS, MARGIN, reserve, rungs, steps
+from anyformer.fit.study import Restarts
+
+from .test_budget import COSTS
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [2, 1]), (3, [3, 1]), (8, [8, 3, 1]), (12, [12, 4, 2, 1])])
+def test_fewer_and_fewer_go_on_until_one_is_left(count: int, sizes: list[int]) -> None:
+    table = {str(i): COSTS for i in range(count)}
+    plan = rungs(count, 10.0, table)
+    assert [rung.candidates for rung in plan] == sizes
+    spent = count * COSTS.measure_seconds + reserve(table)
+    assert sum(rung.seconds for rung in plan) == pytest.approx(MARGIN * (600.0 - spent))
+
+
+def test_training_keeps_a_share_however_long_measuring_took() -> None:
+    table = {"a": replace(COSTS, measure_seconds=1e6)}
+    assert sum(rung.seconds for rung in rungs(1, 1.0, table)) == pytest.approx(LEAST_SHARE * 60)
+
+
+def test_steps_fill_the_time_of_a_rung() -> None:
+    first = rungs(8, 10.0, {"a": COSTS})[0]
+    assert steps(first, COSTS) == int(first.seconds / 8 / COSTS.step_seconds)
+    assert steps(first, replace(COSTS, step_seconds=1e9)) == LEAST_STEPS
+
+
+@pytest.mark.parametrize(("size", "patch"), [(4, 1), (8, 1), (15, 1), (16, 2), (28, 2), (32, 4), (64, 8), (224, 16)])
+def test_a_stem_leaves_eight_tokens_along_a_side(size: int, patch: int) -> None:
+    assert patch_for(size) == patch
+
+
+def test_the_first_candidates_are_of_all_systems() -> None:
+    vision = [slug for slug, system in registry.systems().items() if system.field == "vision"]
+    chosen = candidates(size=8, channels=1, classes=10, trials=2 * len(vision))
+    assert {candidate.system for candidate in chosen[: len(vision)]} == set(vision)
+    assert len({candidate.name for candidate in chosen}) == 2 * len(vision)
+
+
+def test_each_rung_warms_up_and_cools_down() -> None:
+    factor = Restarts((100, 300))
+    values = [factor(step) for step in range(300)]
+    assert values[0] == pytest.approx(0.1)
+    assert values[9] == values[10] == 1.0
+    assert values[99] < 0.02
+    assert values[100] == pytest.approx(0.05)
+    assert max(values[100:]) == 1.0
+    assert values[299] < 0.02
