@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         list_models,
         load_weights,
     )
+    from anyformer.fit.run import fit
 
 # Looked up on first use, so that the command line can list and help without torch.
 _PUBLIC = {
@@ -35,6 +36,7 @@ __all__ = [
     "build_hybrid",
     "create_model",
     "dump_weights",
+    "fit",
     "from_pretrained",
     "list_models",
     "load_weights",
@@ -42,6 +44,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "fit":
+        return importlib.import_module("anyformer.fit")  # callable; importing its modules binds the same name
     if name not in _PUBLIC:
         raise AttributeError(f"module 'anyformer' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
