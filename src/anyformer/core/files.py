@@ -92,11 +92,14 @@ def read_own(path: Path) -> bytes:
         if error.errno == errno.ELOOP:
             raise refusal from None
         raise
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             raise refusal
-        return file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def read_manifest(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:

@@ -44,7 +44,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             case ".safetensors":
                 return _load(path)
             case ".npz":
-                with np.load(path, allow_pickle=False) as archive:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                     return {name: torch.as_tensor(archive[name]) for name in archive.files}
             case ".pth" | ".pt" | ".bin":
                 return _read_apart(path)

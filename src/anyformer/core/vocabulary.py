@@ -1,7 +1,7 @@
 """The names that a part, a skeleton or a system is written with: `from anyformer import core`, then `core.Config`."""
 
 from anyformer.core.config import Config, bound, derived, edit, linear, resolve, walk
-from anyformer.core.context import Collected, Context, Layout, grid_of
+from anyformer.core.context import Collected, Context, Layout, State, grid_of
 from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.core.initial import ONES, ZEROS, Init
 from anyformer.core.numbers import pair, ramp
@@ -45,6 +45,7 @@ __all__ = [
     "Residual",
     "Router",
     "Shared",
+    "State",
     "TokenMixer",
     "Up",
     "UsageError",

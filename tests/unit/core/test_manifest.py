@@ -1,6 +1,5 @@
 """Files are written whole or not at all, and folders are used only as their manifest says."""
 
-import builtins
 import errno
 import json
 import os
@@ -25,16 +24,7 @@ def folder(tmp_path):
 def test_what_is_written_is_read(tmp_path):
     write_manifest(tmp_path / "deep" / "model", {**OLD, "labels.txt": b"a\nb"})
     assert read_manifest(tmp_path / "deep" / "model", NAMES) == OLD
-    assert sorted(p.name for p in (tmp_path / "deep" / "model").iterdir()) == [*sorted([*OLD, "labels.txt"]), MANIFEST][
-        :2
-    ] + [
-        MANIFEST,
-        "model.safetensors",
-    ]
-
-
-class Killed(BaseException):
-    """The process ends here."""
+    assert json.loads(read_own(tmp_path / "deep" / "model" / MANIFEST))["files"]["labels.txt"]["bytes"] == 3
 
 
 STEPS = ("open", "fsync", "replace")
@@ -181,5 +171,3 @@ def test_a_file_larger_than_memory_is_named(folder, monkeypatch):
         patch.setattr(files, "read_own", read)
         with pytest.raises(core.AnyformerError, match="larger than this machine's memory"):
             read_manifest(folder, NAMES)
-    assert json.loads(read_own(folder / MANIFEST))["files"]["config.json"]["bytes"] == 3
-    assert builtins.open is open

@@ -10,6 +10,8 @@ from anyformer.ops.attention import attention
 class GroupedQueryAttention(core.TokenMixer, name="grouped_query_attention"):
     """``group`` query heads share one key and value head; tokens attend to themselves and to earlier ones.
 
+    ``ctx.mask`` keeps tokens out as keys; a token that sees none gets zeros.
+
     Shapes: ``(batch, tokens, dim)`` to the same. Cost: ``2 * dim * (group + 1) * kv_heads * head_dim`` multiply-adds a
     token for the products, and O(tokens^2) for the attention. State: ``2 * kv_heads * head_dim`` numbers a token.
     """
@@ -40,5 +42,6 @@ class GroupedQueryAttention(core.TokenMixer, name="grouped_query_attention"):
         if self.position is not None:
             positions = torch.arange(count, device=x.device) if ctx.positions is None else ctx.positions[:, None]
             q, k = self.position(q, positions), self.position(k, positions)
-        mixed = attention(q, k, v, scale=config.scale, causal=True)
+        keep = None if ctx.mask is None else ctx.mask[:, None, None, :]
+        mixed = attention(q, k, v, scale=config.scale, bias=keep, causal=True)
         return self.proj(mixed.transpose(1, 2).flatten(2))
