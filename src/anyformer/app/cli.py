@@ -1,6 +1,7 @@
 """The command line. Listing and help read an index and do not import torch; everything else is imported where used."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     debug = len(words) < len(given)
+    if not debug:
+        warnings.showwarning = _warn
     try:
         code = app(words, standalone_mode=False)
         sys.stdout.flush()
@@ -124,6 +127,12 @@ def _sentence(error: Exception) -> tuple[str, int]:
         f"unexpected {type(error).__name__}: {first[0] if first else ''}; run again with --debug for the traceback",
         1,
     )
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our own warnings as a sentence; those of libraries are for their developers."""
+    if category.__module__.startswith("anyformer."):
+        print(f"anyformer: {message}", file=sys.stderr)
 
 
 def _complain(sentence: str, code: int) -> int:
