@@ -1,12 +1,37 @@
 """``anyformer verify``: prove levels here and print what was found."""
 
-import click
+from typing import Any
 
-from anyformer.verify import verify as levels
+from anyformer.verify.ledger import Record
+from anyformer.verify.levels import verify
 
 
 def prove(system: str, level: str, names: list[str]) -> None:
-    """Run the levels; exit with 1 where one was not shown."""
-    rows = levels.verify(system, [part.strip() for part in level.split(",") if part.strip()], names or None, click.echo)
-    if not all(row["shown"] for row in rows):
+    """Prove the levels, a line for each model as it is done; exit with 1 where one was not reached."""
+    records = verify(system, [word.strip() for word in level.split(",") if word.strip()], names or None, _say)
+    if not all(record.reached for record in records):
         raise SystemExit(1)
+
+
+def _say(record: Record) -> None:
+    word = "reached" if record.reached else "NOT reached"
+    print(f"{record.name}  {record.level} {word}  {_figures(record)}  {record.seconds:.0f} s", flush=True)
+    for failure in record.failures:
+        print(f"  {failure}", flush=True)
+
+
+def _figures(record: Record) -> str:
+    """The figures of a level in a few words."""
+    figures: dict[str, Any] = record.figures
+    match record.level:
+        case "built":
+            printed = figures.get("published", {})
+            beside = f" (printed {printed['params'] / 1e6:.4g} M)" if printed.get("params") else ""
+            return f"{figures['params']:,} parameters{beside}, {figures['macs'] / 1e9:.4g} G multiply-adds"
+        case "equal":
+            keys = ("outputs", "features", "input_gradient", "parameter_gradients")
+            worst = max(comparison[key] for comparison in figures["comparisons"] for key in keys)
+            return f"worst error in float64 {worst:.1e}, float32 {max(c['float32'] for c in figures['comparisons']):.1e}"
+        case _:
+            low, high = figures["interval"]
+            return f"ahead of the baseline by {low:.2%} to {high:.2%}"

@@ -61,7 +61,11 @@ def create_model(
     if pretrained is True:
         raise UsageError(f"{name}: there is no hub copy of these weights; give a folder, or use load_weights on a file")
     given = serial.arguments(system.pattern, {"name": name, **options}, name)
-    model = _allocate(system.pattern(**given))
+    try:
+        pattern = system.pattern(**given)
+    except ArithmeticError as error:  # a patch of nothing
+        raise UsageError(f"{name}: these sizes do not go together ({error}): {options}") from None
+    model = _allocate(pattern)
     model.model_name = name
     model.options = {
         key: list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value for key, value in given.items()

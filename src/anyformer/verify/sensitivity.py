@@ -1,6 +1,6 @@
 """Whether a comparison would notice a wrong parameter: how far each one moves what is compared."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ FACTOR = 1.1
 REPLAYED = ("embed", "block", "down")  # slots whose outputs are replayed while a later parameter is changed
 
 
-def movements(model: Model, raw: Tensor) -> dict[str, float]:
-    """How far scaling each parameter by ``FACTOR`` moves the scores or the features of a stage.
+def movements(model: Model, raw: Tensor, only: Collection[str] = ()) -> dict[str, float]:
+    """How far scaling a parameter by ``FACTOR`` moves the scores or the features of a stage.
 
     Every parameter takes a forward pass of its own, which starts at the block that holds it: what comes before cannot
     change and is replayed.
@@ -21,6 +21,7 @@ def movements(model: Model, raw: Tensor) -> dict[str, float]:
     Args:
         model: The model, in evaluation mode; it is left as it was.
         raw: What it takes.
+        only: Names of parameters; all when empty.
 
     Returns:
         By name of the parameter, the largest difference over the largest reference, in the tensor that moves most.
@@ -37,7 +38,7 @@ def movements(model: Model, raw: Tensor) -> dict[str, float]:
             for unit in [*outputs, model]:  # in the order of their calls; the model itself for what is in none of them
                 for parameter in unit.parameters():
                     name = names[id(parameter)]
-                    if name not in found:
+                    if name not in found and (not only or name in only):
                         found[name] = _movement(parameter, lambda: stages_and_scores(model, raw), reference)
                 if unit is not model:
                     unit.__dict__["forward"] = lambda *_, output=outputs[unit]: output

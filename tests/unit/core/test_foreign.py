@@ -126,10 +126,10 @@ def test_what_is_no_mapping_of_tensors_is_named(content, words, tmp_path):
 
 def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
     torch.save({"a": torch.zeros(100_000)}, tmp_path / "stored.pth")
-    with zipfile.ZipFile(tmp_path / "stored.pth") as stored:
-        with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
-            for entry in stored.infolist():
-                packed.writestr(entry.filename, stored.read(entry))
+    packed = zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "stored.pth") as stored, packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
     with pytest.raises(core.AnyformerError, match="it unpacks to more than the file holds"):
         convert(tmp_path / "packed.pth")
 

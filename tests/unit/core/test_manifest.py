@@ -120,15 +120,15 @@ def test_a_manifest_that_is_none_is_named(text, folder):
 
 
 def test_no_folder_is_named(tmp_path):
-    with pytest.raises(core.AnyformerError, match="there is no folder .*nowhere; give one that save_pretrained"):
+    with pytest.raises(core.AnyformerError, match=r"there is no folder .*nowhere; give one that save_pretrained"):
         read_manifest(tmp_path / "nowhere", NAMES)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(core.AnyformerError, match="could not make the folder .*file"):
+    with pytest.raises(core.AnyformerError, match=r"could not make the folder .*file"):
         write_manifest(tmp_path / "file" / "model", NEW)
-    with pytest.raises(core.AnyformerError, match="could not write .*nowhere"):
+    with pytest.raises(core.AnyformerError, match=r"could not write .*nowhere"):
         write_atomic(tmp_path / "nowhere" / "a", b"data")
 
 
