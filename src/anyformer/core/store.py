@@ -287,11 +287,11 @@ def _computed(model: nn.Module) -> dict[str, Tensor]:
 def adapt(model: Model, **changes: Any) -> Model:
     """A copy of a catalogue model for other inputs or outputs: ``img_size``, ``in_chans``, ``num_classes``, ``patch_size``.
 
-    Tensors whose shapes stay are copied; each part whose own tensors change says how (``adapted``): position tables
-    are resampled, input filters summed or spread over the channels; a head for other classes starts fresh.
+    Tensors whose axes keep their sizes are copied; each part whose own tensors change says how (``adapted``): position
+    tables are resampled, input filters summed or spread over the channels; a head for other classes starts fresh.
 
     Raises:
-        UsageError: for a hybrid or an unknown change, or where a tensor changes its shape and its part knows no way.
+        UsageError: for a hybrid or an unknown change, or where a tensor changes and its part knows no way.
     """
     if not model.model_name:
         raise UsageError("a hybrid is not adapted: edit its pattern and build it again")
@@ -308,9 +308,15 @@ def adapt(model: Model, **changes: Any) -> Model:
                 continue
             if source is None:
                 raise UsageError(f"adapting changes the structure: {name} has no counterpart")
-            if source.shape != tensor.shape:
-                path, _, own = name.rpartition(".")
-                part, old = cast(Part, adapted.get_submodule(path)), cast(Part, model.get_submodule(path))
+            path, _, own = name.rpartition(".")
+            part, old = cast(Part, adapted.get_submodule(path)), cast(Part, model.get_submodule(path))
+            if _sizes(part, own) != _sizes(old, own):
                 source = part.adapted(own, source, old.config)
             tensor.copy_(source)
     return adapted.train(model.training)
+
+
+def _sizes(part: Part, tensor: str) -> dict[str, int]:
+    """The sizes of all axes of a part's own tensor: 2 x 8 positions are others than 4 x 4 of the same shape."""
+    names = [name for dimension in axes.parse(part.axes[tensor]) for name in axes.names(dimension)]
+    return {name: part.config.size(name) for name in names}

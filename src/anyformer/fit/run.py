@@ -21,6 +21,7 @@ from anyformer.fit.memory import RunMemory
 from anyformer.fit.outcome import Finisher
 from anyformer.fit.plan import reserve, rungs
 from anyformer.fit.study import Data, Study
+from anyformer.ops import kernels
 from anyformer.train.files import locked
 
 Notify = Callable[[str, float], None]
@@ -95,6 +96,7 @@ def fit(
     }
     with ExitStack() as held:
         held.enter_context(locked(folder))
+        held.enter_context(kernels.force("mkl"))  # a kernel chosen by the clock would move scores in the last digit
         memory = RunMemory(folder, asked)
         finished = memory.finished()
         if finished is not None:

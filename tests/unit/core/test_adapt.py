@@ -114,7 +114,7 @@ def test_more_channels_keep_the_mean_response(channels):
     model = noisy("convnext_micro")
     other = af.adapt(model, in_chans=channels)
     weight = model.embed.weight.detach()
-    expected = torch.stack([weight[:, i % 3] for i in range(channels)], dim=1) * 3 / channels
+    expected = torch.stack([weight[:, i % 3] for i in range(channels)], dim=1) * (3 / channels)
     assert torch.equal(other.embed.weight.detach(), expected)
     if channels % 3 == 0:
         same = torch.randn(1, 1, 32, 32, dtype=torch.float64)
@@ -159,11 +159,8 @@ def test_what_cannot_be_adapted_is_named():
     with pytest.raises(core.UsageError, match="vit_micro: there is no 'depth'"):
         af.adapt(noisy("vit_micro"), depth=3)
     model = noisy("vit_micro")
-    model.options["img_size"] = 32
-    model.spec.blocks[0].mixer  # noqa: B018 - the spec is the one of the name
-    other = core.edit(model.spec, {"blocks.0.channel_mixer.hidden": 10})
-    edited = store._allocate(other)
-    edited.model_name, edited.options, edited.data_config = "vit_micro", model.options, model.data_config
+    edited = store._allocate(core.edit(model.spec, {"blocks.0.channel_mixer.hidden": 10}))
+    edited.model_name, edited.options, edited.data_config = model.model_name, model.options, model.data_config
     with pytest.raises(core.UsageError, match=r"Linear\.weight cannot be adapted from shape \(10, 64\)"):
         af.adapt(edited)
 
