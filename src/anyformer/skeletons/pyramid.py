@@ -49,7 +49,9 @@ class Pyramid(Model, name="pyramid"):
 
     @classmethod
     def binds(cls, config: Config) -> dict[str, dict[str, str]]:
-        """Each stage's input width is the width of the stage before."""
+        """Each stage's input width is the width of the stage before. Raises UsageError where there is no stage."""
+        if not config.stages:
+            raise core.UsageError("a pyramid has at least one stage")
         last = {"dim": f"stages.{len(config.stages) - 1}.dim"}
         return {
             "embed": {"dim": "stages.0.dim"},

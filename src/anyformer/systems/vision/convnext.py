@@ -49,6 +49,7 @@ def pattern(
     depths, dims = SIZES[name]["depths"], SIZES[name]["dims"]
     norm = LayerNorm.Config(eps=1e-6)
     rates = iter(core.ramp(drop_path_rate, sum(depths)))
+    scale = core.Init("constant", 0.1 if name in SMALL else 1e-6)  # a short training never gets away from the latter
     return Pyramid.Config(
         embed=PatchEmbed.Config(channels=in_chans, patch=patch_size, norm=norm),
         stages=tuple(
@@ -60,7 +61,7 @@ def pattern(
                         mixer=DepthwiseConvolution.Config(kernel=7),
                         norm=norm,
                         channel_mixer=MLP.Config(),
-                        residual=ScaledResidual.Config(drop_path=next(rates)),
+                        residual=ScaledResidual.Config(init=scale, drop_path=next(rates)),
                     )
                     for _ in range(depth)
                 ),

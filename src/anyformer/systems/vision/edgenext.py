@@ -196,6 +196,7 @@ def pattern(
     size = SIZES[name]
     norm = LayerNorm.Config(eps=1e-6)
     rates = iter(core.ramp(drop_path_rate, sum(size["depths"])))
+    scale = core.Init("constant", 0.1 if name in SMALL else 1e-6)  # a short training never gets away from the latter
 
     def layer(stage: int, last: bool) -> core.Config:
         rate = next(rates)
@@ -207,10 +208,10 @@ def pattern(
                 position=FourierPosition.Config() if stage == 1 else None,
                 norm=norm,
                 attention=CrossCovarianceAttention.Config(heads=size["heads"]),
-                residual=ScaledResidual.Config(drop_path=rate),
+                residual=ScaledResidual.Config(init=scale, drop_path=rate),
             )
         return MixerNormBlock.Config(
-            mixer=mixer, norm=norm, channel_mixer=MLP.Config(), residual=ScaledResidual.Config(drop_path=rate)
+            mixer=mixer, norm=norm, channel_mixer=MLP.Config(), residual=ScaledResidual.Config(init=scale, drop_path=rate)
         )
 
     return Pyramid.Config(
