@@ -31,7 +31,9 @@ def _figures(record: Record) -> str:
         case "equal":
             keys = ("outputs", "features", "input_gradient", "parameter_gradients")
             worst = max(comparison[key] for comparison in figures["comparisons"] for key in keys)
-            return f"worst error in float64 {worst:.1e}, float32 {max(c['float32'] for c in figures['comparisons']):.1e}"
+            return (
+                f"worst error in float64 {worst:.1e}, float32 {max(c['float32'] for c in figures['comparisons']):.1e}"
+            )
         case _:
             low, high = figures["interval"]
             return f"ahead of the baseline by {low:.2%} to {high:.2%}"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from anyformer.core.config import Config, edit
 from anyformer.core.context import Collected, Context
 from anyformer.core.errors import UsageError
-from anyformer.core.part import Part
+from anyformer.core.part import Part, attach_shared
 
 
 class Model(Part):
@@ -69,6 +69,7 @@ class Model(Part):
         like = next(self.parameters())
         self.head = spec.head.build().to(device=like.device, dtype=like.dtype)
         self.config, self.options = spec, {**self.options, "num_classes": num_classes}
+        attach_shared(self)
 
 
 class FeatureExtractor(nn.Module):

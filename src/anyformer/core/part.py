@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core import axes, config, registry
-from anyformer.core.errors import UsageError
+from anyformer.core.errors import UsageError, shown
 from anyformer.core.initial import Init
 
 
@@ -164,8 +164,19 @@ class Shared(Part, name="shared"):
         path: str
 
     def attach(self, root: nn.Module) -> None:
-        """Point at the module; kept out of the module tree, so that its parameters are not listed twice."""
-        self.__dict__["target"] = root.get_submodule(self.config.path)
+        """Point at the module; kept out of the module tree, so that its parameters are not listed twice.
+
+        Raises:
+            UsageError: where there is no module at the path, or the module would stand for itself.
+        """
+        path: str = self.config.path
+        try:
+            target = root.get_submodule(path)
+        except AttributeError:
+            target = None
+        if target is None or any(isinstance(module, Shared) for module in target.modules()):
+            raise UsageError(f"shared(path={shown(path)}): no part that is built there can be used a second time")
+        self.__dict__["target"] = target
 
     @property
     def weight(self) -> Tensor:
@@ -180,7 +191,12 @@ class Shared(Part, name="shared"):
 def build(pattern: config.Config) -> Part:
     """Resolve a pattern and build its module, shared nodes attached. Allocates on torch's default device."""
     root = config.resolve(pattern).build()
+    attach_shared(root)
+    return root
+
+
+def attach_shared(root: nn.Module) -> None:
+    """Point every shared node of a model at the module that it stands for."""
     for module in root.modules():
         if isinstance(module, Shared):
             module.attach(root)
-    return root

@@ -7,7 +7,8 @@ from typing import Any
 
 from anyformer.core import registry
 
-COARSEST = 8  # tokens along a side that a stem leaves, where the image has them
+FINEST = 7  # tokens along a side that a stem leaves at least, where the picture has twice as many pixels
+LARGEST = {"isotropic": 16, "pyramid": 4}  # strides of the published stems
 
 
 @dataclass(frozen=True)
@@ -19,22 +20,30 @@ class Candidate:
     options: dict[str, Any]
 
 
-def patch_for(size: int, largest: int = 16) -> int:
-    """The stride of a stem: the largest power of two that leaves at least 8 tokens along a side, at most ``largest``."""
+def patch_for(size: int, *, stages: int, largest: int) -> int:
+    """The stride of a stem for pictures of a side: the largest power of two that leaves enough tokens.
+
+    Enough is 7 along a side, or half the pixels of a smaller picture, and one in the last of ``stages`` that halve.
+    """
+    tokens = max(min(FINEST, size // 2), 2 ** (stages - 1))
     patch = 1
-    while patch * 2 <= largest and size // (patch * 2) >= COARSEST and size % (patch * 2) == 0:
+    while patch * 2 <= largest and size // (patch * 2) >= tokens and size % (patch * 2) == 0:
         patch *= 2
     return patch
 
 
 def candidates(*, size: int, channels: int, classes: int, trials: int) -> Sequence[Candidate]:
     """The first ``trials`` candidates: the smallest size of every system, then the next of every system, and so on."""
-    patch = patch_for(size)
     vision = [(slug, system) for slug, system in registry.systems().items() if system.field == "vision"]
     rows = [[(slug, name) for name in (*system.small, *_published(system))] for slug, system in vision]
-    options = {"img_size": size, "patch_size": patch, "in_chans": channels, "num_classes": classes}
     ordered = [pair for pair in chain.from_iterable(zip_longest(*rows)) if pair is not None]
-    return [Candidate(name, slug, options) for slug, name in ordered[:trials]]
+    found: list[Candidate] = []
+    for slug, name in ordered[:trials]:
+        pattern: Any = registry.system(slug).pattern(name)
+        patch = patch_for(size, stages=len(getattr(pattern, "stages", "1")), largest=LARGEST[pattern.part.name])
+        options = {"img_size": size, "patch_size": patch, "in_chans": channels, "num_classes": classes}
+        found.append(Candidate(name, slug, options))
+    return found
 
 
 def _published(system: registry.System) -> list[str]:

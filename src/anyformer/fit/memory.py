@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from anyformer.core.errors import AnyformerError, UsageError
-from anyformer.train.checkpoint import differences
 from anyformer.core.files import write_atomic
+from anyformer.train.checkpoint import differences
 
 
 class RunMemory:

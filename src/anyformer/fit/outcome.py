@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyformer.core.files import write_atomic
 from anyformer.core.model import Model
 from anyformer.core.store import save_pretrained
 from anyformer.data.batches import normalize
@@ -23,7 +24,6 @@ from anyformer.fit.memory import RunMemory
 from anyformer.fit.report import Mistake, write_report
 from anyformer.fit.study import Clock, Data, Study
 from anyformer.measure.latency import latency
-from anyformer.core.files import write_atomic
 
 FINAL_LATENCY_SECONDS = 1.5
 UNSEEN = 20  # images that the export is compared on

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from anyformer.train.schedule import adamw
 
 CLASSES, SIDE = 10, 8
 INPUT = {"num_classes": CLASSES, "in_chans": 1, "img_size": SIDE, "patch_size": 1}
-ROW_ERROR = 2e-6
+ROUNDING = 2e-6  # of the largest value: kernels are chosen by shapes and by what is recorded, and round differently
 STEPS, LEARNT = 150, 0.1  # steps to learn eight samples by heart at most, and the loss that shows it
 
 Make = Callable[..., Any]
@@ -55,19 +56,19 @@ def determinism(make: Make) -> list[str]:
 def rows(make: Make) -> list[str]:
     """What an image gives does not depend on the others in its batch."""
     model, images = _eval(make(**INPUT)), _images(4)
-    together = model(images)
     alone = torch.cat([model(image) for image in images.split(1)])
-    error = ((together - alone).abs().max() / together.abs().max()).item()
-    return [] if error <= ROW_ERROR else [f"a row alone differs from the row in a batch by {error:.1e}"]
+    return [] if _close(alone, model(images)) else ["a row alone differs from the row in a batch"]
 
 
 def saving(make: Make) -> list[str]:
-    """A saved and loaded model has the same spec and gives the same bits."""
+    """A saved and loaded model has the same spec, the same bits as weights, and gives the same scores."""
     model = _eval(make(**INPUT))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        again = from_pretrained(folder)
-    same = again.spec == model.spec and torch.equal(_eval(again)(_images(4)), model(_images(4)))
+        again = _eval(from_pretrained(folder))
+    state = again.state_dict()
+    same = all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    same = same and again.spec == model.spec and _close(again(_images(4)), model(_images(4)))
     return [] if same else ["what is loaded is not what was saved"]
 
 
@@ -91,7 +92,7 @@ def drop_path(make: Make) -> list[str]:
     plain, dropping = _eval(make(**INPUT)), make(**INPUT, drop_path_rate=0.9)
     dropping.load_state_dict(plain.state_dict())
     images, failures = _images(8), list[str]()
-    if not torch.equal(_eval(dropping)(images), plain(images)):
+    if not _close(_eval(dropping)(images), plain(images)):
         failures.append("in evaluation mode drop_path_rate changes the scores")
     dropping.train()
     with torch.no_grad():
@@ -123,10 +124,10 @@ def features(make: Make) -> list[str]:
     with torch.no_grad():
         expected, given = model.stages_of(images)[0], extractor.eval()(images)
     stages = len(getattr(model.spec, "stages", ()) or getattr(model.spec, "blocks", ()))
-    ordered = all(a.shape[1] >= b.shape[1] and a.shape[3] <= b.shape[3] for a, b in zip(given, given[1:], strict=False))
-    same = len(given) == stages and all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
-    shaped = ordered and all(f.dim() == 4 and f.shape[0] == 2 for f in given) and given[0].shape[1:3] == (SIDE, SIDE)
-    return [] if same and shaped else [f"features are {[tuple(f.shape) for f in given]}"]
+    shrinking = all(a.shape[1] >= b.shape[1] and a.shape[2] >= b.shape[2] for a, b in pairwise(given))
+    same = len(given) == stages and all(_close(a, b) for a, b in zip(given, expected, strict=True))
+    shaped = all(f.dim() == 4 and len(f) == 2 for f in given) and given[0].shape[1:3] == (SIDE, SIDE)
+    return [] if same and shaped and shrinking else [f"features are {[tuple(f.shape) for f in given]}"]
 
 
 def classifier(make: Make) -> list[str]:
@@ -165,6 +166,10 @@ def prefix(make: Make) -> list[str]:
 
 def _eval(model: Model) -> Model:
     return model.eval().requires_grad_(False)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= ROUNDING * b.abs().max())
 
 
 def _images(count: int, channels: int = 1, size: tuple[int, int] = (SIDE, SIDE)) -> Tensor:

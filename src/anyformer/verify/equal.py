@@ -60,7 +60,7 @@ def equal(name: str) -> Evidence:
     """
     native = registry.system_of(name).data_config(name)["size"]
     comparisons = [compare(name, (native[0], native[1]), batch=1), compare(name, OTHER_SIZE, batch=2)]
-    moved = _movements(name)
+    moved = movements_of(name)
     weakest = min(moved, key=lambda parameter: moved[parameter])
     figures = {
         "comparisons": [asdict(comparison) for comparison in comparisons],
@@ -76,7 +76,7 @@ def equal(name: str) -> Evidence:
     return Evidence(figures, tuple(failures))
 
 
-def _movements(name: str) -> dict[str, float]:
+def movements_of(name: str) -> dict[str, float]:
     """Every parameter's movement: in float32, which is faster, and again in float64 where rounding could be all of it."""
     model, images = filled(name, OTHER_SIZE).float(), uniform("images", (1, 3, *OTHER_SIZE))
     moved = movements(model, images)

@@ -10,6 +10,7 @@ from torch import nn
 from anyformer.core import registry, serial
 from anyformer.core.binding import axis_table
 from anyformer.core.config import walk
+from anyformer.core.errors import UsageError
 from anyformer.core.model import Model
 from anyformer.core.store import create_model, dump_weights, key_map
 from anyformer.measure.cost import Cost, cost
@@ -77,9 +78,12 @@ def keys(model: Model) -> list[str]:
     failures: list[str] = []
     shapes = _shapes(model)
     for format in registry.system_of(model.model_name).keys:
-        back = key_map(model, format).load(
-            dump_weights(model, format=format), model.state_dict(), dict(model.named_buffers())
-        )
+        try:
+            weights = dump_weights(model, format=format)
+            back = key_map(model, format).load(weights, model.state_dict(), dict(model.named_buffers()))
+        except UsageError as error:
+            failures.append(f"{format}: {error}")
+            continue
         kept = {name: tuple(tensor.shape) for name, tensor in back.items() if name in shapes}
         failures += [] if kept == shapes else [f"the {format} format changes names or shapes on the way and back"]
     return failures

@@ -163,22 +163,23 @@ def test_editing_the_classes_is_asking_for_them(name):
 
 
 def test_an_edit_reaches_all_that_follows_and_leaves_the_original():
-    spec = spec_of("vit_micro")
+    spec = spec_of("vit_tiny_patch16_224")
     wide = core.edit(spec, {"dim": 80, "blocks.1.channel_mixer.hidden": 10})
-    assert (spec.dim, spec.blocks[1].channel_mixer.hidden) == (64, 256)
+    assert (spec.dim, spec.blocks[1].channel_mixer.hidden) == (192, 768)
     assert (wide.embed.patch.dim, wide.norm.dim, wide.head.linear.inputs) == (80, 80, 80)
     assert wide.blocks[1].channel_mixer.fc1 == Linear.Config(inputs=80, outputs=10)
-    assert wide.blocks[0].mixer.head_dim == 32, "a derived number is one of its own from then on"
-    assert wide.blocks[0].mixer.qkv.outputs == 3 * 64
+    assert wide.blocks[0].mixer.head_dim == 64, "a derived number is one of its own from then on"
+    assert wide.blocks[0].mixer.qkv.outputs == 3 * 192
 
 
 def test_an_edit_reaches_into_linear_slots():
-    spec = core.edit(spec_of("vit_micro"), {"blocks.2.mixer.qkv.bias": False})
-    assert spec.blocks[2].mixer.qkv == Linear.Config(inputs=64, outputs=192, bias=False)
-    assert spec.build().blocks[2].mixer.qkv.bias is None
-    whole = core.edit(spec, {"blocks.2.mixer.qkv": Linear.Config(init=core.ZEROS)})
-    assert not whole.build().blocks[2].mixer.qkv.weight.any()
-    assert core.edit(whole, {"blocks.2.mixer.qkv": None}) == spec_of("vit_micro")
+    spec = spec_of("vit_tiny_patch16_224", img_size=32)
+    bare = core.edit(spec, {"blocks.2.mixer.qkv.bias": False})
+    assert bare.blocks[2].mixer.qkv == Linear.Config(inputs=192, outputs=576, bias=False)
+    assert bare.blocks[2].mixer.build().qkv.bias is None
+    whole = core.edit(bare, {"blocks.2.mixer.qkv": Linear.Config(init=core.ZEROS)})
+    assert not whole.blocks[2].mixer.build().qkv.weight.any()
+    assert core.edit(whole, {"blocks.2.mixer.qkv": None}) == spec
 
 
 def test_an_edit_puts_another_part_into_a_slot():

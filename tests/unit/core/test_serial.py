@@ -42,13 +42,13 @@ def test_random_patterns_go_out_and_in(pattern):
 
 
 def test_linear_nodes_are_left_out_until_they_are_something_else():
-    spec = spec_of("vit_micro")
+    spec = spec_of("vit_tiny_patch16_224")
     assert '"linear"' not in serial.dumps(spec)
     other = core.edit(spec, {"blocks.0.mixer.qkv.bias": False})
     assert serial.to_data(other)["blocks"][0]["mixer"]["qkv"] == {
         "part": "linear",
-        "inputs": 64,
-        "outputs": 192,
+        "inputs": 192,
+        "outputs": 576,
         "bias": False,
         "init": {"init": "truncated_normal", "value": 0.02},
         "bias_init": {"init": "constant", "value": 0.0},
@@ -57,8 +57,8 @@ def test_linear_nodes_are_left_out_until_they_are_something_else():
 
 
 def test_every_other_number_is_written_out():
-    data = serial.to_data(spec_of("vit_micro"))["blocks"][0]["mixer"]
-    assert data == {"part": "attention", "dim": 64, "heads": 2, "head_dim": 32, "scale": 32**-0.5}
+    data = serial.to_data(spec_of("vit_tiny_patch16_224"))["blocks"][0]["mixer"]
+    assert data == {"part": "attention", "dim": 192, "heads": 3, "head_dim": 64, "scale": 64**-0.5}
 
 
 def block(**changes: Any) -> dict[str, Any]:

@@ -83,3 +83,20 @@ def test_the_tie_is_in_the_spec():
     assert serial.to_data(spec)["head"]["linear"] == {"part": "shared", "path": "embed.table"}
     assert serial.loads(serial.dumps(spec)) == spec
     assert core.edit(spec, {"vocabulary": 12}).embed.table.outputs == 12
+
+
+@pytest.mark.parametrize("path", ["nowhere", "", "head", "head.linear", "blocks.7", "__class__"])
+def test_what_cannot_be_used_a_second_time_is_named(path):
+    pattern = decoder().replace(head=VocabularyHead.Config(linear=core.Shared.Config(path=path)))
+    with pytest.raises(core.UsageError, match="no part that is built there can be used a second time"):
+        core.build(pattern)
+
+
+def test_a_new_head_is_attached_too():
+    head = registry.part("mean_pool_head").Config(num_classes=3, norm=core.Shared.Config(path="embed.norm"))
+    embed = registry.part("patch_embed").Config(patch=2, norm=LayerNorm.Config())
+    pattern = registry.part("isotropic").Config(dim=8, embed=embed, blocks=(), head=head)
+    model = core.build(pattern)
+    model.reset_classifier(5)
+    assert model(torch.randn(2, 3, 4, 4)).shape == (2, 5)
+    assert model.head.norm.weight is model.embed.norm.weight

@@ -30,9 +30,25 @@ def test_steps_fill_the_time_of_a_rung() -> None:
     assert steps(first, replace(COSTS, step_seconds=1e9)) == LEAST_STEPS
 
 
-@pytest.mark.parametrize(("size", "patch"), [(4, 1), (8, 1), (15, 1), (16, 2), (28, 2), (32, 4), (64, 8), (224, 16)])
-def test_a_stem_leaves_eight_tokens_along_a_side(size: int, patch: int) -> None:
-    assert patch_for(size) == patch
+@pytest.mark.parametrize(
+    ("size", "stages", "largest", "patch"),
+    [
+        (4, 3, 4, 1),
+        (8, 1, 16, 2),
+        (8, 3, 4, 2),
+        (8, 4, 4, 1),
+        (15, 3, 4, 1),
+        (16, 3, 4, 2),
+        (28, 3, 4, 4),
+        (28, 1, 16, 4),
+        (64, 3, 4, 4),
+        (64, 1, 16, 8),
+        (224, 4, 4, 4),
+        (224, 1, 16, 16),
+    ],
+)
+def test_a_stem_leaves_enough_tokens(size: int, stages: int, largest: int, patch: int) -> None:
+    assert patch_for(size, stages=stages, largest=largest) == patch
 
 
 def test_the_first_candidates_are_of_all_systems() -> None:

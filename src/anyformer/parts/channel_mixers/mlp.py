@@ -19,8 +19,8 @@ class MLP(core.ChannelMixer, name="mlp"):
         ratio: float = 4.0
         hidden: int = core.derived(lambda c: int(c.dim * c.ratio))
         activation: Activation = "gelu"
-        fc1: core.Config = core.linear()
-        fc2: core.Config = core.linear()
+        fc1: core.Config | None = core.linear()
+        fc2: core.Config | None = core.linear()
 
     axes = {"fc1.weight": "hidden dim", "fc2.weight": "dim hidden"}
 

@@ -21,8 +21,8 @@ class Attention(core.TokenMixer, name="attention"):
         heads: int
         head_dim: int = core.derived(lambda c: c.dim // c.heads)
         scale: float = core.derived(lambda c: c.head_dim**-0.5)
-        qkv: core.Config = core.linear()
-        proj: core.Config = core.linear()
+        qkv: core.Config | None = core.linear()
+        proj: core.Config | None = core.linear()
 
     axes = {
         "qkv.weight": "(q:heads head_dim + k:heads head_dim + v:heads head_dim) dim",

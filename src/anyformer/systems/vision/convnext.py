@@ -16,6 +16,7 @@ from anyformer.parts.channel_mixers.mlp import MLP
 from anyformer.parts.down.patch_down import PatchDown
 from anyformer.parts.embeds.patch_embed import PatchEmbed
 from anyformer.parts.heads.classifier import MeanPoolHead
+from anyformer.parts.linear.linear import Linear
 from anyformer.parts.norms.layer_norm import LayerNorm
 from anyformer.parts.residuals.residual import ScaledResidual
 from anyformer.parts.token_mixers.depthwise import DepthwiseConvolution
@@ -48,8 +49,10 @@ def pattern(
     """The pattern of a size, for images of any size (``img_size`` changes nothing); ``patch_size`` is the stem's stride."""
     depths, dims = SIZES[name]["depths"], SIZES[name]["dims"]
     norm = LayerNorm.Config(eps=1e-6)
+    # Small widths and short trainings need weights that keep the variance of what passes through them.
+    linear = Linear.Config(init=core.Init("xavier_uniform")) if name in SMALL else None
+    scale = core.Init("constant", 0.1 if name in SMALL else 1e-6)
     rates = iter(core.ramp(drop_path_rate, sum(depths)))
-    scale = core.Init("constant", 0.1 if name in SMALL else 1e-6)  # a short training never gets away from the latter
     return Pyramid.Config(
         embed=PatchEmbed.Config(channels=in_chans, patch=patch_size, norm=norm),
         stages=tuple(
@@ -60,7 +63,7 @@ def pattern(
                     MixerNormBlock.Config(
                         mixer=DepthwiseConvolution.Config(kernel=7),
                         norm=norm,
-                        channel_mixer=MLP.Config(),
+                        channel_mixer=MLP.Config(fc1=linear, fc2=linear),
                         residual=ScaledResidual.Config(init=scale, drop_path=next(rates)),
                     )
                     for _ in range(depth)

@@ -22,6 +22,7 @@ from anyformer.parts.channel_mixers.mlp import MLP
 from anyformer.parts.down.patch_down import PatchDown
 from anyformer.parts.embeds.patch_embed import PatchEmbed
 from anyformer.parts.heads.classifier import MeanPoolHead
+from anyformer.parts.linear.linear import Linear
 from anyformer.parts.norms.layer_norm import LayerNorm
 from anyformer.parts.residuals.residual import ScaledResidual
 from anyformer.parts.token_mixers.depthwise import DepthwiseConvolution
@@ -195,8 +196,10 @@ def pattern(
     """The pattern of a size, for images of any size (``img_size`` changes nothing); ``patch_size`` is the stem's stride."""
     size = SIZES[name]
     norm = LayerNorm.Config(eps=1e-6)
+    # Small widths and short trainings need weights that keep the variance of what passes through them.
+    linear = Linear.Config(init=core.Init("xavier_uniform")) if name in SMALL else None
+    scale = core.Init("constant", 0.1 if name in SMALL else 1e-6)
     rates = iter(core.ramp(drop_path_rate, sum(size["depths"])))
-    scale = core.Init("constant", 0.1 if name in SMALL else 1e-6)  # a short training never gets away from the latter
 
     def layer(stage: int, last: bool) -> core.Config:
         rate = next(rates)
@@ -211,7 +214,10 @@ def pattern(
                 residual=ScaledResidual.Config(init=scale, drop_path=rate),
             )
         return MixerNormBlock.Config(
-            mixer=mixer, norm=norm, channel_mixer=MLP.Config(), residual=ScaledResidual.Config(init=scale, drop_path=rate)
+            mixer=mixer,
+            norm=norm,
+            channel_mixer=MLP.Config(fc1=linear, fc2=linear),
+            residual=ScaledResidual.Config(init=scale, drop_path=rate),
         )
 
     return Pyramid.Config(

@@ -21,6 +21,7 @@ from anyformer.ops.attention import attention
 from anyformer.parts.channel_mixers.mlp import MLP
 from anyformer.parts.embeds.patch_embed import PatchEmbed
 from anyformer.parts.heads.classifier import MeanPoolHead
+from anyformer.parts.linear.linear import Linear
 from anyformer.parts.norms.layer_norm import LayerNorm
 from anyformer.parts.residuals.residual import PlainResidual
 from anyformer.skeletons.blocks import PreNormBlock
@@ -96,8 +97,8 @@ class WindowAttention(core.TokenMixer, name="window_attention"):
         grid_rows: int
         grid_columns: int
         table_init: core.Init = core.Init("truncated_normal", 0.02)
-        qkv: core.Config = core.linear()
-        proj: core.Config = core.linear()
+        qkv: core.Config | None = core.linear()
+        proj: core.Config | None = core.linear()
 
         @property
         def offsets(self) -> int:
@@ -235,6 +236,8 @@ def pattern(
     """The pattern of a size; a window that is not smaller than the grid becomes the grid, without a shift."""
     size = SIZES[name]
     norm = LayerNorm.Config(eps=1e-5)
+    # Small widths and short trainings need weights that keep the variance of what passes through them.
+    linear = Linear.Config(init=core.Init("xavier_uniform")) if name in SMALL else None
     rates = iter(core.ramp(drop_path_rate, sum(size["depths"])))
     grid = tuple(side // patch_size for side in core.pair(img_size or size["image"]))
     stages: list[core.Config] = []
@@ -253,10 +256,17 @@ def pattern(
                 shift_columns=half[1] * (index % 2),
                 grid_rows=grid[0],
                 grid_columns=grid[1],
+                qkv=linear,
+                proj=linear,
             )
             blocks.append(
                 PreNormBlock.Config(
-                    norm1=norm, mixer=mixer, residual1=join, norm2=norm, channel_mixer=MLP.Config(), residual2=join
+                    norm1=norm,
+                    mixer=mixer,
+                    residual1=join,
+                    norm2=norm,
+                    channel_mixer=MLP.Config(fc1=linear, fc2=linear),
+                    residual2=join,
                 )
             )
         down = PatchMerging.Config(norm=norm) if stage else None

@@ -15,6 +15,7 @@ from anyformer.core.keymap import Join, KeyMap, Permute, Reshape, row
 from anyformer.parts.channel_mixers.mlp import MLP
 from anyformer.parts.embeds.patch_embed import PatchEmbed, PrefixedPatchEmbed
 from anyformer.parts.heads.classifier import PrefixHead
+from anyformer.parts.linear.linear import Linear
 from anyformer.parts.norms.layer_norm import LayerNorm
 from anyformer.parts.residuals.residual import PlainResidual
 from anyformer.parts.token_mixers.attention import Attention
@@ -60,6 +61,8 @@ def pattern(
     depth, patch = size["depth"], patch_size or size["patch"]
     height, width = core.pair(img_size or size["image"])
     norm = LayerNorm.Config(eps=1e-6)
+    # Small widths and short trainings need weights that keep the variance of what passes through them.
+    linear = Linear.Config(init=core.Init("xavier_uniform")) if name in SMALL else None
     return Isotropic.Config(
         dim=size["dim"],
         embed=PrefixedPatchEmbed.Config(
@@ -70,14 +73,15 @@ def pattern(
             ),
             rows=height // patch,
             columns=width // patch,
+            position_init=core.Init("truncated_normal", 0.2 if name in SMALL else 0.02),
         ),
         blocks=tuple(
             PreNormBlock.Config(
                 norm1=norm,
-                mixer=Attention.Config(heads=size["heads"]),
+                mixer=Attention.Config(heads=size["heads"], qkv=linear, proj=linear),
                 residual1=PlainResidual.Config(drop_path=rate),
                 norm2=norm,
-                channel_mixer=MLP.Config(),
+                channel_mixer=MLP.Config(fc1=linear, fc2=linear),
                 residual2=PlainResidual.Config(drop_path=rate),
             )
             for rate in core.ramp(drop_path_rate, depth)

@@ -1,0 +1,22 @@
+"""What every test starts from: few threads, so that runs beside each other stay quick, and one random state."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[..., nn.Module]:
+    """Gives the reference model of a name of ours."""
+    from anyformer.verify.oracles import oracle
+
+    return oracle

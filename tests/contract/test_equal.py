@@ -1,0 +1,35 @@
+"""Level "equal", quick: the smallest published model of every system at a small size, and its largest small one whole."""
+
+import pytest
+
+from anyformer.core import registry
+from anyformer.verify.equal import LEAST_MOVEMENT, OTHER_SIZE, compare, equal, movements_of
+from anyformer.verify.structure import counted, native_size
+
+SMALL = [system.small[-1] for system in registry.systems().values()]
+SMALLEST = [
+    min(set(system.names) - set(system.small), key=lambda name: counted(name, native_size(name)).params)
+    for system in registry.systems().values()
+]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_equal_small(name: str) -> None:
+    assert equal(name).failures == ()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_equal_at_a_small_size(name: str) -> None:
+    assert compare(name, OTHER_SIZE, batch=2).failures() == []
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_parameter_moves_what_is_compared(name: str) -> None:
+    inert = {parameter: moved for parameter, moved in movements_of(name).items() if not moved > LEAST_MOVEMENT}
+    assert inert == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_equal_at_both_sizes(name: str) -> None:
+    assert equal(name).failures == ()

@@ -1,0 +1,39 @@
+"""The index that `anyformer list` reads, and the ledger behind it."""
+
+import json
+
+import pytest
+
+from anyformer.core import registry
+from anyformer.verify import index, ledger
+
+ROWS = {row["name"]: row for row in index.read()}
+
+
+def test_the_index_is_not_stale():
+    assert index.INDEX.read_text(encoding="utf-8") == index.text(), "renew it: python -m anyformer.verify.index"
+
+
+@pytest.mark.parametrize("name", registry.model_names())
+def test_row(name: str) -> None:
+    row = ROWS[name]
+    assert set(row) == {"name", "system", "field", "small", "image", "params", "macs", "levels", "licence"}
+    assert row["params"] > 0
+    assert row["macs"] > row["params"] / 2
+    assert row["licence"] in {"MIT", "Apache-2.0"}
+
+
+def test_the_ledger_is_of_models_that_exist():
+    records = ledger.read()
+    assert {record.name for record in records} <= set(registry.model_names())
+    assert all(record.level in ledger.LEVELS and record.slug in registry.systems() for record in records)
+
+
+def test_every_line_of_the_ledger_is_one_record():
+    lines = ledger.LEDGER.read_text(encoding="utf-8").splitlines()
+    assert all(list(json.loads(line)) == list(ledger.Record.__annotations__) for line in lines)
+
+
+@pytest.mark.parametrize("name", registry.model_names())
+def test_proven(name: str) -> None:
+    assert {"built", "equal"} <= set(ROWS[name]["levels"])

@@ -1,0 +1,77 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anyformer.verify import equal as module
+from anyformer.verify.equal import LIMITS, Comparison, compare, relative_error
+
+EXACT = Comparison(
+    image=(8, 8), outputs=0.0, features=0.0, input_gradient=0.0, parameter_gradients=0.0, float32=0.0
+)
+
+
+@pytest.mark.parametrize("what", LIMITS)
+@pytest.mark.parametrize("factor", [1.01, float("inf"), float("nan")])
+def test_a_comparison_fails_above_each_limit(what, factor):
+    assert EXACT.failures() == []
+    assert replace(EXACT, **{what: LIMITS[what]}).failures() == []
+    (failure,) = replace(EXACT, **{what: LIMITS[what] * factor}).failures()
+    assert failure.startswith(what)
+
+
+def test_relative_error():
+    assert relative_error(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0])) == 0.25
+    assert relative_error(torch.zeros(2), torch.zeros(3)) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "wrong"),
+    [
+        ("blocks.0.mlp.fc2.bias", ["outputs", "features", "input_gradient", "parameter_gradients"]),
+        ("head.bias", ["outputs"]),
+    ],
+)
+def test_a_weight_that_differs_in_the_ninth_digit_is_seen(monkeypatch, parameter, wrong):
+    dump = module.dump_weights
+
+    def almost(model, format):
+        weights = {name: tensor.clone() for name, tensor in dump(model, format=format).items()}
+        weights[parameter] += 3e-7
+        return weights
+
+    monkeypatch.setattr(module, "dump_weights", almost)
+    failures = compare("vit_micro", (8, 12), batch=1).failures()
+    assert [failure.split()[0] for failure in failures] == wrong
+
+
+def test_a_gradient_that_differs_is_seen_where_outputs_agree(monkeypatch):
+    run = module.stages_and_scores
+
+    def other_gradients(model, images):
+        *features, scores = run(model, images)
+        return [*features, scores.detach() + (scores - scores.detach()) * (1 + 1e-7)]
+
+    monkeypatch.setattr(module, "stages_and_scores", other_gradients)
+    failures = compare("convnext_micro", (32, 32), batch=1).failures()
+    assert [failure.split()[0] for failure in failures] == ["input_gradient", "parameter_gradients"]
+
+
+def test_single_precision_that_differs_is_seen(monkeypatch):
+    run = module.stages_and_scores
+
+    def wrong_in_float32(model, images):
+        tensors = run(model, images)
+        return [tensor * (1 + 1e-4) for tensor in tensors] if images.dtype == torch.float32 else tensors
+
+    monkeypatch.setattr(module, "stages_and_scores", wrong_in_float32)
+    (failure,) = compare("convnext_micro", (32, 32), batch=1).failures()
+    assert failure.startswith("float32")
+
+
+def test_an_inert_parameter_is_listed(monkeypatch):
+    monkeypatch.setattr(module, "OTHER_SIZE", (16, 16))  # the last stage's window is one token, whose bias is alone
+    evidence = module.equal("swin_mini")
+    inert = {failure.split()[1] for failure in evidence.failures if failure.startswith("scaling")}
+    assert inert == {"stages.2.blocks.0.mixer.table", "stages.2.blocks.1.mixer.table"}
+    assert evidence.figures["weakest"]["parameter"] in inert
