@@ -1,6 +1,13 @@
 """What every test starts from: few threads, so that runs beside each other stay quick, and one random state."""
 
+import os
+import tempfile
 from collections.abc import Callable
+
+# Before torch: threads that wait must not spin, as they would stop the tests that run beside them; and what is measured
+# of this machine during tests is not to be remembered.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["ANYFORMER_CACHE"] = tempfile.mkdtemp(prefix="anyformer-tests-")
 
 import pytest
 import torch

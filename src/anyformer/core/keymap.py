@@ -221,7 +221,7 @@ class KeyMap:
                     if made.setdefault(name, key) != key:
                         raise UsageError(f"{made[name]} and {key} are both {name}; only one of them may be there")
                 pairs.append((line, claimed, target))
-        if False:
+        if left:
             raise UsageError(
                 f"{len(left)} of {len(source)} keys are not of this format: {_five(list(left))}; name the right format"
             )

@@ -17,7 +17,11 @@ def test_filled_parameters_matter_and_are_numbers_of_float32():
     fill(model)
     state = dict(model.named_parameters())
     assert all(torch.equal(tensor.float().double(), tensor) for tensor in state.values())
-    for name in ("stages.0.blocks.0.residual.gamma", "stages.1.blocks.1.mixer.attention.temperature", "head.norm.weight"):
+    for name in (
+        "stages.0.blocks.0.residual.gamma",
+        "stages.1.blocks.1.mixer.attention.temperature",
+        "head.norm.weight",
+    ):
         assert 0.75 < state[name].min() < state[name].max() < 1.25
     assert 0 < state["head.linear.bias"].abs().max() < 0.25
     weight = state["head.linear.weight"]

@@ -1,0 +1,80 @@
+import dataclasses
+import statistics
+
+import pytest
+import torch
+
+from anyformer.core.errors import UsageError
+from anyformer.data.images import ImageSet
+from anyformer.verify import learns as module
+from anyformer.verify.learns import interval, learns
+from anyformer.verify.tasks import DIGITS, TASKS, logistic_regression
+
+# Two classes, dark and bright, that a model learns in one epoch.
+LABELS = torch.arange(60) % 2
+IMAGES = (
+    torch.randint(0, 60, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0)) + 150 * LABELS[:, None, None, None]
+)
+EASY = dataclasses.replace(
+    DIGITS,
+    data=lambda: ImageSet(IMAGES.to(torch.uint8), LABELS, ("dark", "bright"), tuple(map(str, range(60)))),
+    baseline=lambda images, labels, test: torch.zeros(len(test), dtype=torch.int64),
+    margin=0.3,
+    seeds=(0, 1),
+    epochs=3,
+)
+
+
+def test_the_interval_of_a_paired_difference():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    for differences in ([0.01, 0.03], [0.02, 0.01, 0.03, 0.02, 0.05], [0.1 * i for i in range(10)]):
+        error = statistics.stdev(differences) / len(differences) ** 0.5
+        expected = scipy_stats.t.interval(0.95, len(differences) - 1, statistics.fmean(differences), error)
+        assert interval(differences) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("margin", "reached"), [(0.3, True), (0.6, False)])
+def test_the_rule(monkeypatch, margin, reached):
+    monkeypatch.setitem(TASKS, "vision", dataclasses.replace(EASY, margin=margin))
+    evidence = learns("convnext_micro")
+    assert evidence.seeds == (0, 1)
+    assert evidence.figures["accuracy"] == [1.0, 1.0]
+    assert evidence.figures["baseline"] == [0.5, 0.5]
+    assert evidence.figures["mean_difference"] == 0.5
+    assert (not evidence.failures) == reached
+
+
+def test_a_run_depends_on_its_seed_alone(monkeypatch):
+    task, data = dataclasses.replace(EASY, epochs=1), EASY.data()
+    given = []
+    predict = module.predict_logits
+    monkeypatch.setattr(module, "predict_logits", lambda *_: given.append(predict(*_)) or given[-1])
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)
+        module.paired_run("convnext_micro", task, data, seed)
+    assert torch.equal(given[0], given[1])
+    assert not torch.equal(given[0], given[2])
+
+
+def test_the_baseline_and_the_margin_of_digits():
+    data = DIGITS.data()
+    scores = []
+    for seed in DIGITS.seeds:
+        parts = module.split(data.labels, seed)
+        predicted = logistic_regression(data.images[parts.train], data.labels[parts.train], data.images[parts.test])
+        scores.append((predicted == data.labels[parts.test]).double().mean().item())
+        assert len(parts.test) == 269
+    assert statistics.fmean(scores) == pytest.approx(0.968, abs=0.002)
+    assert DIGITS.margin > 1 / 269
+
+
+def test_a_field_without_a_task_is_named(monkeypatch):
+    monkeypatch.delitem(TASKS, "vision")
+    with pytest.raises(UsageError, match="no task for the field 'vision'"):
+        learns("vit_micro")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_mini", "edgenext_mini"])
+def test_small_models_learn_digits(name):
+    assert learns(name).failures == ()

@@ -1,0 +1,75 @@
+import pytest
+
+from anyformer.core.errors import UsageError
+from anyformer.verify import ledger, levels
+from anyformer.verify.evidence import Evidence
+from anyformer.verify.levels import LEVELS, built, verify
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Levels that fail for vit_mini, and a ledger of this test's own."""
+
+    def prove(name):
+        return Evidence({"of": name}, ("it is wrong",) if name == "vit_mini" else (), seeds=(3,))
+
+    for level in LEVELS:
+        monkeypatch.setitem(LEVELS, level, prove)
+    return tmp_path / "ledger.jsonl"
+
+
+def test_every_outcome_is_reported_and_in_the_ledger(recorded):
+    told = []
+    records = verify("vit", ["built", "equal"], ["vit_micro", "vit_mini"], told.append, recorded)
+    assert told == records == ledger.read(recorded)
+    assert [(r.level, r.name, r.reached, r.failures) for r in records] == [
+        ("built", "vit_micro", True, []),
+        ("built", "vit_mini", False, ["it is wrong"]),
+        ("equal", "vit_micro", True, []),
+        ("equal", "vit_mini", False, ["it is wrong"]),
+    ]
+    assert all(record.figures == {"of": record.name} and record.seeds == [3] for record in records)
+
+
+def test_all_models_of_a_system_and_its_largest_small_one_for_learning(recorded):
+    records = verify("edgenext", ["equal", "learns"], path=recorded)
+    assert [record.name for record in records if record.level == "learns"] == ["edgenext_mini"]
+    assert len([record for record in records if record.level == "equal"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vti", ["built"]), "no system is named 'vti'; did you mean vit"),
+        (("vit", ["bild"]), "no level is named 'bild'"),
+        (("vit", ["built"], ["vit_nano"]), "no model of vit is named 'vit_nano'"),
+    ],
+)
+def test_what_is_unknown_is_named(recorded, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        verify(*arguments, path=recorded)
+    assert not recorded.exists()
+
+
+def test_what_was_proven_before_an_error_stays(recorded, monkeypatch):
+    def broken(name):
+        raise UsageError("timm is not installed")
+
+    monkeypatch.setitem(LEVELS, "equal", broken)
+    with pytest.raises(UsageError):
+        verify("vit", ["built", "equal"], ["vit_micro"], path=recorded)
+    assert [record.level for record in ledger.read(recorded)] == ["built"]
+
+
+def test_built_has_our_count_beside_the_printed_figure():
+    evidence = built("edgenext_xx_small")
+    assert evidence.failures == ()
+    assert evidence.figures["params"] == 1_327_216
+    assert evidence.figures["macs"] == 257_905_088
+    assert evidence.figures["published"]["macs"] == 261e6
+
+
+def test_built_runs_small_models(monkeypatch):
+    monkeypatch.setattr(levels.behaviour, "CHECKS", {"one": lambda make: [make.args[0]]})
+    assert built("vit_micro").failures == ("vit_micro",)
+    assert built("vit_tiny_patch16_224").failures == ()
