@@ -30,7 +30,9 @@ def to_data(config: Config) -> dict[str, Any]:
     data: dict[str, Any] = {"part": config.part.name}
     for field in configs.fields(config):
         value = getattr(config, field.name)
-        if value is None or (field.name in slots and _is_default(value, slots[field.name])):
+        if value is None and field.default is None:
+            continue
+        if field.name in slots and _is_default(value, slots[field.name]):
             continue
         data[field.name] = _plain(value)
     return data

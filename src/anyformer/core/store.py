@@ -106,7 +106,7 @@ def _allocate(pattern: Config) -> Model:
     if not issubclass(spec.part, Model):
         raise UsageError(f"part {spec.part.name!r} is no skeleton, so it is no model by itself")
     needed, limit = 4 * sum(map(_elements, _parts(spec))), int(_memory() * MEMORY_SHARE)
-    if torch.get_default_device().type != "meta" and needed > 1000 * limit:
+    if torch.get_default_device().type != "meta" and needed > limit:
         raise UsageError(
             f"this model needs {needed / 2**30:.3g} GiB, more than the {limit / 2**30:.3g} GiB allowed here; make it smaller"
         )

@@ -191,11 +191,11 @@ class Study:
     def _train(self, name: str, rungs: Sequence[Rung], number: int, reserve: float) -> float | None:
         _, bounds = self._bounds(name, rungs)
         trainer = self.trainers[name]
-        self.clock.say(f"Training {name} (rung {number + 1} of {len(rungs)})")
+        self.clock.say(f"Training {name}, rung {number + 1} of {len(rungs)}")
 
         def progress(step: int, losses: dict[str, float]) -> None:
             if step % 10 == 0:
-                self.clock.say(f"Training {name} (rung {number + 1} of {len(rungs)}, step {step})")
+                self.clock.say(f"Training {name}, rung {number + 1} of {len(rungs)}, step {step}")
 
         deadline = self.clock.total - reserve
         outcome = trainer.run(bounds[number], lambda: self.clock.seconds > deadline, progress)

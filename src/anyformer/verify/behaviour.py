@@ -145,10 +145,14 @@ def classifier(make: Make) -> list[str]:
 
 def prefix(make: Make) -> list[str]:
     """A token mixer takes prefix tokens before its grid, or refuses them as it says it does."""
-    model, calls = _eval(make(**INPUT)), dict[str, tuple[Any, Any, Any]]()
-    mixers = [module for module in model.modules() if getattr(module, "slot", "") == "token_mixer"]
-    for mixer in mixers:
-        mixer.register_forward_hook(lambda part, given, _: calls.update({part.name: (part, *given)}))
+    model, calls = _eval(make(**INPUT)), dict[str, tuple[Any, ...]]()
+
+    def note(part: Any, given: tuple[Any, ...]) -> None:
+        calls[part.name] = (part, *given)
+
+    for module in model.modules():
+        if getattr(module, "slot", "") == "token_mixer":
+            module.register_forward_pre_hook(note)
     model(_images(1))
     failures: list[str] = []
     for name, (part, x, context) in list(calls.items()):

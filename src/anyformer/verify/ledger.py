@@ -108,13 +108,30 @@ def levels(name: str, ledger: Path = LEDGER) -> tuple[str, ...]:
     return tuple(level for level, reached in outcomes.items() if reached and all(reached))
 
 
+def code() -> dict[str, Any]:
+    """The state of the code, to be asked for as soon as it is loaded: ``commit`` and ``modified`` of a record."""
+    root, git = PACKAGE.parents[1], which("git")
+    if git is None or not (root / ".git").exists():
+        return {"commit": "", "modified": False}
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+            [git, "--no-optional-locks", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        return done.stdout.strip()
+
+    changed = ask("status", "--porcelain", "--", "src/anyformer/*.py")
+    return {"commit": ask("rev-parse", "HEAD"), "modified": bool(changed)}
+
+
 def surroundings() -> dict[str, Any]:
-    """When, of which code, with what and where: the last five fields of a record."""
-    commit, modified = _commit()
+    """When, with what and where: ``date``, ``versions`` and ``machine`` of a record."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "modified": modified,
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": _machine(),
     }
@@ -139,19 +156,3 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _commit() -> tuple[str, bool]:
-    """The commit that the package was taken from, and whether the code has changed since."""
-    root, git = PACKAGE.parents[1], which("git")
-    if git is None or not (root / ".git").exists():
-        return "", False
-
-    def ask(*arguments: str) -> str:
-        done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
-            [git, "-C", str(root), *arguments], capture_output=True, text=True, check=False, timeout=60
-        )
-        return done.stdout.strip()
-
-    changed = ask("status", "--porcelain", "--", "src/anyformer/*.py", "src/anyformer/**/*.py")
-    return ask("rev-parse", "HEAD"), bool(changed)

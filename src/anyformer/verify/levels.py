@@ -68,7 +68,7 @@ def verify(
     system, wanted = registry.system(slug), tuple(levels)
     _known(wanted, LEVELS, "level")
     _known(names or (), system.names, f"model of {slug}")
-    records: list[Record] = []
+    code, records = ledger.code(), list[Record]()
     for level in wanted:
         for name in _models(system, level, names):
             started = time.monotonic()
@@ -82,6 +82,7 @@ def verify(
                 figures=evidence.figures,
                 seeds=list(evidence.seeds),
                 seconds=round(time.monotonic() - started, 1),
+                **code,
                 **ledger.surroundings(),
             )
             ledger.append(record, path)

@@ -1,7 +1,7 @@
 """The reference implementations that our models are held against: timm's, looked up when a proof needs them."""
 
 import contextlib
-import importlib.util
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,15 @@ def oracle_stages_and_scores(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def _timm() -> Any:
-    if importlib.util.find_spec("timm") is None:
-        raise UsageError('the models that ours are held against come with timm: pip install "anyformer[test]"')
     _declare_missing_operators()
-    import timm
-
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise UsageError(
+            'the models that ours are held against come with timm: pip install "anyformer[test]"'
+        ) from None
     return timm
 
 
@@ -98,7 +102,7 @@ def _declare_missing_operators() -> None:
     On import it registers the shapes of operators that only that library declares; a CPU-only torch beside PyPI's
     torchvision is such a case. No model here calls them.
     """
-    spec = importlib.util.find_spec("torchvision")
+    spec = PathFinder.find_spec("torchvision")
     if spec is None or hasattr(torch.ops.torchvision, "nms"):
         return
     for compiled in Path((spec.submodule_search_locations or [""])[0]).glob("_C.*"):

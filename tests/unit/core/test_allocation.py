@@ -150,6 +150,14 @@ def test_the_sentence_says_how_much_is_too_much():
     assert str(caught.value) == "this model needs 0.322 GiB, more than the 0.0625 GiB allowed here; make it smaller"
 
 
+def test_more_parts_than_can_be_built_are_refused(monkeypatch):
+    spec = af.build_hybrid(isotropic()).spec
+    monkeypatch.setattr(store, "MAX_PARTS", sum(1 for _ in core.walk(spec)))
+    af.build_hybrid(isotropic())
+    with pytest.raises(core.UsageError, match="a model may have at most [0-9]+ parts; give it fewer layers"):
+        af.build_hybrid(isotropic(layers="2 x attention(heads=2)"))
+
+
 def test_the_meta_device_has_room_for_everything():
     with torch.device("meta"):
         assert af.create_model("vit_huge_patch14_224").norm.weight.is_meta

@@ -96,6 +96,15 @@ def test_reopening_a_model_of_the_catalogue_loses_nothing(name):
     assert core.edit(spec, {}) == spec
 
 
+def test_reopening_says_no_more_than_it_must():
+    pattern = config.reopen(core.resolve(block()))
+    assert pattern.norm1 == LayerNorm.Config()
+    assert (pattern.mixer.dim, pattern.mixer.qkv, pattern.channel_mixer.fc1) == (None, None, None)
+    assert pattern.mixer.head_dim == 8, "what was derived is a number of its own"
+    bare = config.reopen(core.resolve(block(mixer=Attention.Config(heads=4, qkv=Linear.Config(bias=False)))))
+    assert bare.mixer.qkv == Linear.Config(bias=False)
+
+
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_sharing_work_between_equal_layers_changes_nothing(name):
     pattern = registry.system_of(name).pattern(name)

@@ -61,6 +61,22 @@ def test_every_other_number_is_written_out():
     assert data == {"part": "attention", "dim": 192, "heads": 3, "head_dim": 64, "scale": 64**-0.5}
 
 
+def test_nothing_where_something_is_the_default_is_written_down(own_parts):
+    class Optional(core.Norm, name="optional_norm"):
+        """A norm whose number may be left out."""
+
+        class Config(core.Config):
+            """``eps`` has a default, and may be nothing."""
+
+            eps: float | None = 0.5
+            inner: core.Config | None = None
+
+    assert serial.to_data(Optional.Config()) == {"part": "optional_norm", "eps": 0.5}
+    assert serial.to_data(Optional.Config(eps=None)) == {"part": "optional_norm", "eps": None}
+    for config in (Optional.Config(), Optional.Config(eps=None)):
+        assert serial.from_data(serial.to_data(config)) == config
+
+
 def block(**changes: Any) -> dict[str, Any]:
     spec = serial.to_data(spec_of("vit_micro"))["blocks"][0]
     return {**copy.deepcopy(spec), **changes}

@@ -16,6 +16,7 @@ RECORD = Record(
     figures={"params": 3, "image": [8, 8]},
     seeds=[],
     seconds=1.5,
+    **ledger.code(),
     **ledger.surroundings(),
 )
 

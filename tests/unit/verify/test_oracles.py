@@ -1,4 +1,4 @@
-import importlib.util
+import sys
 import warnings
 
 import pytest
@@ -32,7 +32,7 @@ def test_it_can_be_imported_without_the_compiled_library_of_torchvision():
 
 
 def test_without_timm_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match=r'pip install "anyformer\[test\]"'):
         oracle("vit_micro")
 
