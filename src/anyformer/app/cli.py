@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 app = typer.Typer(
@@ -101,15 +100,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = _complain("stopped; what was done is kept", 130)
-    except click.exceptions.Abort:
+    except typer.Abort:
         code = _complain("stopped", 130)
-    except click.ClickException as error:
-        code = _complain(error.format_message(), 2)
+    except typer.Exit as error:
+        code = error.exit_code
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output is gone, and nobody is left to complain to
         code = 1
     except Exception as error:
-        if debug:
+        if debug and not hasattr(error, "format_message"):
             raise
         code = _complain(*_sentence(error))
     sys.exit(code if isinstance(code, int) else 0)
@@ -117,6 +116,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _sentence(error: Exception) -> tuple[str, int]:
     """What to tell of an error, and the exit code; our own errors know theirs."""
+    usage: Any = getattr(error, "format_message", None)  # typer's errors of usage, whose class is not public
+    if usage is not None:
+        return usage(), 2
     code: Any = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return str(error), code

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from importlib import resources
 from typing import Any
 
-import click
+import typer
 
 
 def read_index() -> list[dict[str, Any]]:
@@ -18,10 +18,10 @@ def print_models(pattern: str, field: str | None, as_json: bool) -> None:
     rows = read_index()
     fields = sorted({row["field"] for row in rows})
     if field is not None and field not in fields:
-        raise click.UsageError(f"no field is named {field!r}; there are {', '.join(fields)}")
+        raise typer.BadParameter(f"no field is named {field!r}; there are {', '.join(fields)}")
     chosen = [row for row in rows if fnmatchcase(row["name"], pattern) and field in (None, row["field"])]
     if not chosen and not as_json:
-        raise click.UsageError(f"no model's name matches {pattern!r}; `anyformer list` shows all {len(rows)}")
+        raise typer.BadParameter(f"no model's name matches {pattern!r}; `anyformer list` shows all {len(rows)}")
     if as_json:
         print(json.dumps(chosen, indent=1))
         return

@@ -38,9 +38,9 @@ def to_data(config: Config) -> dict[str, Any]:
     return data
 
 
-def _is_default(node: Config, options: Mapping[str, Any]) -> bool:
+def _is_default(node: Config | None, options: Mapping[str, Any]) -> bool:
     default = configs.default_linear(options)
-    return type(node) is type(default) and node.replace(outputs=None, inputs=None) == default
+    return isinstance(node, type(default)) and node.replace(outputs=None, inputs=None) == default
 
 
 def _plain(value: Any) -> Any:

@@ -154,7 +154,7 @@ def test_more_parts_than_can_be_built_are_refused(monkeypatch):
     spec = af.build_hybrid(isotropic()).spec
     monkeypatch.setattr(store, "MAX_PARTS", sum(1 for _ in core.walk(spec)))
     af.build_hybrid(isotropic())
-    with pytest.raises(core.UsageError, match="a model may have at most [0-9]+ parts; give it fewer layers"):
+    with pytest.raises(core.UsageError, match=r"a model may have at most [0-9]+ parts; give it fewer layers"):
         af.build_hybrid(isotropic(layers="2 x attention(heads=2)"))
 
 
