@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from anyformer.core.config import children, fields
 from anyformer.core.files import read_manifest
 from anyformer.core.registry import system_of
 
+WIDE = 400  # columns in a file or a pipe, where nothing is to be cut off
+
 
 def print_tree(name: str, as_json: bool) -> None:
     """Print the spec of a catalogue model or of a saved folder."""
@@ -25,7 +28,7 @@ def print_tree(name: str, as_json: bool) -> None:
     table = axis_table(spec)
     tree = Tree(f"[bold]{escape(name)}[/bold]")
     _grow(tree, spec, "", table)
-    Console(soft_wrap=True).print(tree)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(tree)
 
 
 def _spec(name: str) -> Config:

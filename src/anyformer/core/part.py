@@ -45,6 +45,8 @@ class Part(nn.Module):
     def __init_subclass__(cls, name: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
         if name:
+            if "Config" not in cls.__dict__:  # a part without fields has a configuration of its own all the same
+                cls.Config = type("Config", (cls.Config,), {"__doc__": "Nothing to choose."})
             cls.name = name
             cls.Config.part = cls
             registry.register(cls)

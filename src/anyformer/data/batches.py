@@ -98,9 +98,9 @@ def data_config(images: Tensor) -> dict[str, Any]:
     return {
         "mean": means,
         "std": deviations,
-        "size": images.shape[-1],
+        "size": list(images.shape[-2:]),
         "channels": images.shape[1],
-        "crop": "center",
+        "crop": 1.0,
         "interpolation": "bicubic",
     }
 

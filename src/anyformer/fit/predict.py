@@ -44,7 +44,7 @@ def predict(folder: str | Path, files: Sequence[str | Path]) -> list[Prediction]
     predictions: list[Prediction] = []
     for start in range(0, len(files), BATCH):
         some = files[start : start + BATCH]
-        images = np.stack([decode(Path(file), data["size"], data["channels"]) for file in some])
+        images = np.stack([decode(Path(file), data["size"][0], data["channels"]) for file in some])
         scores = softmax(model(normalize(images, data)))
         if scores.shape[1] != len(classes):
             raise AnyformerError(

@@ -47,8 +47,8 @@ def test_list_takes_a_pattern_and_a_field() -> None:
 def test_show_prints_the_tree_with_places() -> None:
     done = run("show", "swin_micro")
     assert done.returncode == 0
-    for piece in ("window_attention", "swin.py:", "(q:heads head_dim + k:heads head_dim + v:heads head_dim) dim"):
-        assert piece in done.stdout or piece == "(q:heads head_dim + k:heads head_dim + v:heads head_dim) dim"
+    for piece in ("window_attention", "swin.py:", "offsets heads", "blocks.0..1"):
+        assert piece in done.stdout
 
 
 def test_show_as_json_is_a_spec() -> None:
@@ -69,7 +69,7 @@ def test_show_as_json_is_a_spec() -> None:
         (("verify", "vit", "--level", "bilt"), 2, "built"),
         (("fit", "nowhere"), 2, "there is no folder nowhere"),
         (("fit", "digits", "--budget", "latency<=2"), 2, "needs a unit"),
-        (("fit", "digits", "--minutes", "soon"), 2, "not a valid float"),
+        (("fit", "digits", "--minutes", "soon"), 2, "--minutes"),
         (("predict", "nowhere", "a.png"), 1, "nowhere"),
         (("predict", "."), 2, "Missing argument"),
     ],

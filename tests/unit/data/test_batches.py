@@ -61,7 +61,7 @@ def test_configuration_is_measured_and_normalises():
     pixels = IMAGES.double() / 255
     torch.testing.assert_close(torch.tensor(config["mean"]).double(), pixels.mean((0, 2, 3)))
     torch.testing.assert_close(torch.tensor(config["std"]).double(), pixels.std((0, 2, 3), correction=0))
-    assert (config["size"], config["channels"], config["crop"]) == (8, 3, "center")
+    assert (config["size"], config["channels"], config["crop"]) == ([8, 8], 3, 1.0)
     normal = normalize(IMAGES, config)
     assert normal.dtype == torch.float32
     assert normal.mean((0, 2, 3)).abs().max() < 1e-5

@@ -18,7 +18,7 @@ from anyformer.fit import predict as predict_module
 from anyformer.fit.predict import BATCH, Prediction, normalize, predict, softmax
 
 CLASSES = ["cat", "dog", "wren"]
-DATA = {"mean": [0.31, 0.5, 0.07], "std": [0.29, 0.1, 0.33], "size": 8, "channels": 3, "classes": CLASSES}
+DATA = {"mean": [0.31, 0.5, 0.07], "std": [0.29, 0.1, 0.33], "size": [8, 8], "channels": 3, "classes": CLASSES}
 
 
 WEIGHTS = np.random.default_rng(0).standard_normal((3 * 8 * 8, 3)).astype(np.float32) / 8
@@ -123,7 +123,7 @@ def test_a_bad_picture_is_named(folder, files, tmp_path):
 
 def test_a_folder_that_is_no_fit_is_named(folder, files, exported, tmp_path):
     assert str(tmp_path / "lost") in sentence(AnyformerError, tmp_path / "lost", files)
-    write_fit(tmp_path / "plain", exported, {"size": 8, "channels": 3})
+    write_fit(tmp_path / "plain", exported, {"size": [8, 8], "channels": 3})
     assert "says nothing of mean, std, classes" in sentence(AnyformerError, tmp_path / "plain", files)
     write_fit(tmp_path / "none", exported, None)
     assert "config.json says nothing of" in sentence(AnyformerError, tmp_path / "none", files)

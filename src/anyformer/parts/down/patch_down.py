@@ -39,6 +39,10 @@ class PatchDown(core.Down, name="patch_down"):
 
     def forward(self, x: Tensor, ctx: core.Context) -> tuple[Tensor, core.Context, core.Layout | None]:
         """Normalise and merge."""
-        core.grid_of(ctx, self)
+        grid = core.grid_of(ctx, self)
+        if min(grid) < self.config.patch:
+            raise core.UsageError(
+                f"a grid of {grid} cannot be made smaller by {self.config.patch}; give a larger image or a smaller stem"
+            )
         y = patch_convolution(self.norm(x), self.weight, self.bias)
         return y, dataclasses.replace(ctx, layout=core.Layout(grid=(y.shape[1], y.shape[2]))), ctx.layout

@@ -55,6 +55,8 @@ class PatchEmbed(core.Embed, name="patch_embed"):
 
     def forward(self, raw: Tensor) -> tuple[Tensor, core.Context]:
         """Map the patches."""
+        if min(raw.shape[2:]) < self.config.patch:
+            raise core.UsageError(f"an image of {tuple(raw.shape[2:])} holds no patch of {self.config.patch}")
         x = image_patch_convolution(raw, self.weight, self.bias)
         if self.norm is not None:
             x = self.norm(x)

@@ -6,7 +6,9 @@ from anyformer import core
 
 
 class MeanPoolHead(core.Head, name="mean_pool_head"):
-    """The mean over the grid, a norm where one is given, then scores; without classes, the pooled features.
+    """The mean over the tokens that ``ctx.mask`` keeps, a norm where one is given, then scores.
+
+    Prefix tokens do not count. Without classes it gives the pooled features.
 
     Shapes: ``(batch, *grid, dim) -> (batch, num_classes)``.
     """
@@ -28,8 +30,13 @@ class MeanPoolHead(core.Head, name="mean_pool_head"):
 
     def forward(self, x: Tensor, ctx: core.Context) -> Tensor:
         """Pool, normalise, score."""
-        _, grid = ctx.layout.split(x) if ctx.layout is not None and ctx.layout.prefix else (None, x)
-        pooled = grid.flatten(1, -2).mean(dim=1)
+        prefix = ctx.layout.prefix if ctx.layout is not None else 0
+        tokens = x.flatten(1, -2)[:, prefix:]
+        if ctx.mask is None:
+            pooled = tokens.mean(dim=1)
+        else:
+            keep = ctx.mask[:, prefix:, None].to(x.dtype)
+            pooled = (tokens * keep).sum(dim=1) / keep.sum(dim=1).clamp(min=1)
         if self.norm is not None:
             pooled = self.norm(pooled)
         return pooled if self.linear is None else self.linear(pooled)

@@ -60,6 +60,8 @@ def pattern(
     size = SIZES[name]
     depth, patch = size["depth"], patch_size or size["patch"]
     height, width = core.pair(img_size or size["image"])
+    if min(height, width) < patch:
+        raise core.UsageError(f"{name}: an image of {height} x {width} holds no patch of {patch}; give a smaller patch_size")
     norm = LayerNorm.Config(eps=1e-6)
     # Small widths and short trainings need weights that keep the variance of what passes through them.
     linear = Linear.Config(init=core.Init("xavier_uniform")) if name in SMALL else None
