@@ -51,6 +51,7 @@ class System:
         field: the folder it lies in.
         names: its models' names.
         small: those of them that are not of the paper, for small images, tight budgets and tests; smallest first.
+        smallest_patch: the smallest stride of a stem that suits the system, in pixels.
         pattern: ``pattern(name, **options)`` gives the pattern of a model.
         published: figures as printed, by model name.
         keys: format name -> key map between the format's names and ours, for a spec.
@@ -61,6 +62,7 @@ class System:
     field: str
     names: tuple[str, ...]
     small: tuple[str, ...]
+    smallest_patch: int
     pattern: "Callable[..., Config]"
     published: Mapping[str, Published]
     keys: "Mapping[str, Callable[[Config], KeyMap]]"
@@ -76,6 +78,7 @@ def systems() -> dict[str, System]:
             field=module.__name__.split(".")[-2],
             names=tuple(module.SIZES),
             small=module.SMALL,
+            smallest_patch=module.SMALLEST_PATCH,
             pattern=module.pattern,
             published=module.PUBLISHED,
             keys=module.KEYS,

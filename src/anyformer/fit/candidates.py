@@ -7,7 +7,7 @@ from typing import Any
 
 from anyformer.core import registry
 
-FINEST = 7  # tokens along a side that a stem leaves at least, where the picture has twice as many pixels
+FEWEST = 7  # tokens along a side that a stem leaves, where the picture has the pixels
 LARGEST = {"isotropic": 16, "pyramid": 4}  # strides of the published stems
 
 
@@ -20,12 +20,13 @@ class Candidate:
     options: dict[str, Any]
 
 
-def patch_for(size: int, *, stages: int, largest: int) -> int:
+def patch_for(size: int, *, stages: int, smallest: int, largest: int) -> int:
     """The stride of a stem for pictures of a side: the largest power of two that leaves enough tokens.
 
-    Enough is 7 along a side, or half the pixels of a smaller picture, and one in the last of ``stages`` that halve.
+    Enough is 7 along a side, or as many as strides of ``smallest`` leave of a smaller picture, and one in the last of
+    ``stages`` that halve.
     """
-    tokens = max(min(FINEST, size // 2), 2 ** (stages - 1))
+    tokens = max(min(FEWEST, size // smallest), 2 ** (stages - 1))
     patch = 1
     while patch * 2 <= largest and size // (patch * 2) >= tokens and size % (patch * 2) == 0:
         patch *= 2
@@ -39,8 +40,14 @@ def candidates(*, size: int, channels: int, classes: int, trials: int) -> Sequen
     ordered = [pair for pair in chain.from_iterable(zip_longest(*rows)) if pair is not None]
     found: list[Candidate] = []
     for slug, name in ordered[:trials]:
-        pattern: Any = registry.system(slug).pattern(name)
-        patch = patch_for(size, stages=len(getattr(pattern, "stages", "1")), largest=LARGEST[pattern.part.name])
+        system = registry.system(slug)
+        pattern: Any = system.pattern(name)
+        patch = patch_for(
+            size,
+            stages=len(getattr(pattern, "stages", "1")),
+            smallest=system.smallest_patch,
+            largest=LARGEST[pattern.part.name],
+        )
         options = {"img_size": size, "patch_size": patch, "in_chans": channels, "num_classes": classes}
         found.append(Candidate(name, slug, options))
     return found

@@ -17,6 +17,7 @@ def test_fewer_and_fewer_go_on_until_one_is_left(count: int, sizes: list[int]) -
     assert [rung.candidates for rung in plan] == sizes
     spent = count * COSTS.measure_seconds + reserve(table)
     assert sum(rung.seconds for rung in plan) == pytest.approx(MARGIN * (600.0 - spent))
+    assert plan[-1].seconds >= sum(rung.seconds for rung in plan[:-1]) - 1e-9
 
 
 def test_training_keeps_a_share_however_long_measuring_took() -> None:
@@ -31,24 +32,25 @@ def test_steps_fill_the_time_of_a_rung() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "stages", "largest", "patch"),
+    ("size", "stages", "smallest", "largest", "patch"),
     [
-        (4, 3, 4, 1),
-        (8, 1, 16, 2),
-        (8, 3, 4, 2),
-        (8, 4, 4, 1),
-        (15, 3, 4, 1),
-        (16, 3, 4, 2),
-        (28, 3, 4, 4),
-        (28, 1, 16, 4),
-        (64, 3, 4, 4),
-        (64, 1, 16, 8),
-        (224, 4, 4, 4),
-        (224, 1, 16, 16),
+        (4, 3, 1, 4, 1),
+        (8, 1, 2, 16, 2),
+        (8, 3, 2, 4, 2),
+        (8, 3, 1, 4, 1),
+        (8, 4, 2, 4, 1),
+        (15, 3, 1, 4, 1),
+        (16, 3, 1, 4, 2),
+        (28, 3, 2, 4, 4),
+        (28, 1, 2, 16, 4),
+        (64, 3, 1, 4, 4),
+        (64, 1, 2, 16, 8),
+        (224, 4, 1, 4, 4),
+        (224, 1, 2, 16, 16),
     ],
 )
-def test_a_stem_leaves_enough_tokens(size: int, stages: int, largest: int, patch: int) -> None:
-    assert patch_for(size, stages=stages, largest=largest) == patch
+def test_a_stem_leaves_enough_tokens(size: int, stages: int, smallest: int, largest: int, patch: int) -> None:
+    assert patch_for(size, stages=stages, smallest=smallest, largest=largest) == patch
 
 
 def test_the_first_candidates_are_of_all_systems() -> None:

@@ -222,6 +222,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "swin_mini": {"dim": 64, "depths": (2, 2, 2), "heads": (2, 4, 8), "window": 4, "image": 32},
 }
 SMALL = ("swin_micro", "swin_mini")  # not of the paper: for small images and tight budgets
+SMALLEST_PATCH = 2  # one pixel is too little for a token that attends
 
 
 def pattern(

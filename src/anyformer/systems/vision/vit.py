@@ -45,6 +45,7 @@ SIZES: dict[str, dict[str, int]] = {
     "vit_mini": {"dim": 128, "depth": 6, "heads": 4, "patch": 4, "image": 32},
 }
 SMALL = ("vit_micro", "vit_mini")  # not of the paper: for small images and tight budgets
+SMALLEST_PATCH = 2  # one pixel is too little for a token that attends
 
 
 def pattern(
@@ -61,7 +62,9 @@ def pattern(
     depth, patch = size["depth"], patch_size or size["patch"]
     height, width = core.pair(img_size or size["image"])
     if min(height, width) < patch:
-        raise core.UsageError(f"{name}: an image of {height} x {width} holds no patch of {patch}; give a smaller patch_size")
+        raise core.UsageError(
+            f"{name}: an image of {height} x {width} holds no patch of {patch}; give a smaller patch_size"
+        )
     norm = LayerNorm.Config(eps=1e-6)
     # Small widths and short trainings need weights that keep the variance of what passes through them.
     linear = Linear.Config(init=core.Init("xavier_uniform")) if name in SMALL else None
