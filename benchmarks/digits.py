@@ -8,10 +8,13 @@
 import argparse
 import json
 import math
+import os
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it, before torch
 
 import torch
 

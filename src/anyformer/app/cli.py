@@ -62,7 +62,7 @@ def fit(
     minutes: Annotated[float, typer.Option(help="Wall clock for the whole command.")] = 10.0,
     out: Annotated[Path | None, typer.Option(help="Folder to write; anyformer-DATA when absent.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the weights, the order and the augmentation.")] = 0,
-    trials: Annotated[int, typer.Option(help="How many candidates are measured.")] = 8,
+    trials: Annotated[int, typer.Option(help="How many candidates are measured.")] = 6,
     size: Annotated[
         int | None, typer.Option(help="Side that pictures are brought to; from the data when absent.")
     ] = None,
@@ -91,8 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     debug = len(words) < len(given)
-    # Threads that spin while they wait stop each other when anything else runs here: 20 times slower, measured.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin long while they wait stop each other when anything else runs here: 20 times slower, measured.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if not debug:
         warnings.showwarning = _warn
     try:

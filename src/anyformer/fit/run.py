@@ -49,7 +49,7 @@ def fit(
     minutes: float = 10.0,
     out: str | Path | None = None,
     seed: int = 0,
-    trials: int = 8,
+    trials: int = 6,
     size: int | None = None,
     bf16: bool = False,
     notify: Notify = lambda what, share: None,

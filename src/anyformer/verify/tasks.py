@@ -80,14 +80,14 @@ def _pixels(images: Tensor) -> Any:
 
 # On digits the baseline is right on 96.3 to 97.8 % of the 269 test pictures (96.8 % in the mean of the five seeds). The
 # margin is more than one of these pictures (0.37 points) and a sixth of the baseline's errors. The budget was tried on
-# the validation part of a sixth division, of seed 100.
+# the validation parts of other divisions, of seeds 100 to 102, where 30 epochs were too few for ViT.
 DIGITS = Task(
     data=digits,
     baseline=logistic_regression,
     margin=0.005,
     seeds=(0, 1, 2, 3, 4),
     model={"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10},
-    epochs=30,
+    epochs=60,
     batch=32,
     learning_rate=1e-3,
     warmup=0.1,
