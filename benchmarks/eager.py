@@ -31,7 +31,7 @@ TOLERANCE = 1e-4  # of the largest output
 
 
 def faster_format(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, str]:
-    """timm's model and its input in the memory format in which it is faster here."""
+    """The timm model and its input in the memory format in which it is faster here."""
     plain = latency(lambda: model(images), seconds=0.5).median_ms
     moved = images.to(memory_format=torch.channels_last)
     model = model.to(memory_format=torch.channels_last)
