@@ -10,7 +10,8 @@ from math import ceil
 
 from anyformer.fit.costs import Costs
 
-LAST_SHARE = 0.5  # of the training time goes to the last rung, whose only candidate is the result
+FINALISTS = 2  # train to the end: what is ahead early on is often not what is best in the end
+LAST_SHARE = 0.65  # of the training time goes to them
 SURVIVORS = 3  # one in this many goes on to the next rung
 REPORT_SECONDS = 12.0  # for the baseline, the pictures and the page
 MARGIN = 0.92  # training steps on a busy machine take longer than those that were timed
@@ -32,17 +33,17 @@ def reserve(costs: Mapping[str, Costs]) -> float:
 
 
 def rungs(count: int, minutes: float, costs: Mapping[str, Costs]) -> tuple[Rung, ...]:
-    """The rungs for ``count`` candidates: time shared by fewer from rung to rung, and half of all for the last one."""
+    """The rungs for ``count`` candidates: time shared by fewer from rung to rung, most of it by the finalists."""
     total = 60.0 * minutes
     spent = sum(cost.measure_seconds for cost in costs.values()) + reserve(costs)
     training = max(MARGIN * (total - spent), LEAST_SHARE * total)
     sizes = [count]
-    while sizes[-1] > 1:
-        sizes.append(ceil(sizes[-1] / SURVIVORS))
+    while sizes[-1] > FINALISTS:
+        sizes.append(max(FINALISTS, ceil(sizes[-1] / SURVIVORS)))
     if len(sizes) == 1:
-        return (Rung(1, training),)
+        return (Rung(count, training),)
     early = (1 - LAST_SHARE) * training / (len(sizes) - 1)
-    return (*(Rung(size, early) for size in sizes[:-1]), Rung(1, LAST_SHARE * training))
+    return (*(Rung(size, early) for size in sizes[:-1]), Rung(sizes[-1], LAST_SHARE * training))
 
 
 def steps(rung: Rung, costs: Costs) -> int:
