@@ -34,7 +34,8 @@ BATCH = 64
 LEARNING_RATE = 2e-3
 WARMUP = 0.1  # of the steps of a rung
 LOSS_WEIGHT = 0.1  # on few pictures the loss tells good models apart better than their accuracies, which hardly differ
-SMALLEST_TURNED = 16  # pixels; turning and scaling smaller pictures blurs more than it teaches
+SHIFT = 1 / 16  # of the side
+SMALLEST_TURNED = 16  # pixels; smaller pictures have no room for shifts, and turning blurs more than it teaches
 SAVE_STEPS = 200  # between checkpoints
 
 
@@ -87,7 +88,7 @@ class Data:
         """The training batches by step."""
         images, labels = self.part(self.split.train)
         still = self.pictures.size < SMALLEST_TURNED
-        augmentation = Augmentation(degrees=0.0, scale=0.0) if still else Augmentation()
+        augmentation = None if still else Augmentation(shift=SHIFT)
         return Batches(images, labels, self.config, size=self.batch, seed=seed, augmentation=augmentation)
 
     def train_step(self, model: nn.Module) -> Callable[[], None]:
