@@ -20,6 +20,7 @@ WIDE = 8.0  # largest latency over smallest, from which its axis is logarithmic
 FAR = 20.0  # a budget beyond this many times the slowest candidate is named in the legend, not drawn
 LONGEST = 34  # characters of a name; the page's table has the whole
 BAND = 0.11  # of the height, below, for candidates without an accuracy
+LEAST_SPAN = 0.2  # of the axis of accuracy, in powers of ten of the error
 NARROW = 0.02  # accuracies closer than this are not drawn further apart
 LEVELS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
 KINDS = ("winner", "on the front", "off the front", "hollow: stopped early", "not trained")
@@ -122,8 +123,9 @@ def _accuracy_axis(axes: "Axes", report: dict[str, Any]) -> list[float]:
     low, high = (min(accuracies), max(accuracies)) if accuracies else (0.0, 1.0)
     if high - low < NARROW:
         low, high = max(0.0, (low + high - NARROW) / 2), min(1.0, (low + high + NARROW) / 2)
-    pad = 0.09 * (_height(high, least) - _height(low, least))
-    floor, top = _height(low, least) - pad, _height(high, least) + pad
+    span = max(_height(high, least) - _height(low, least), LEAST_SPAN)  # of few pictures all may be right
+    pad = 0.09 * span
+    floor, top = _height(high, least) - span - pad, _height(high, least) + pad
     ticks = _visible(LEVELS, floor, top, least)
     if len(ticks) < 4:
         ticks = _visible(MaxNLocator(5).tick_values(low, high), floor, top, least)

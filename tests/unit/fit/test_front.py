@@ -84,11 +84,12 @@ LONG = "swin_large_patch4_window12_384.with_a_name_that_goes_on_and_on"
         [("vit_micro", 0.953, 0.16, "winner")],
         [("vit_micro", 1.0, 0.16, "winner"), ("swin_micro", 0.0, 0.16)],
         [("vit_micro", 0.5, 0.16, "winner")] * 3,
+        [("vit_micro", 1.0, 0.16, "winner"), ("swin_micro", 1.0, 0.2)],
         [(f"vit_{index}", 0.97 + 0.001 * index, 0.4 + 0.001 * index, "winner") for index in range(12)],
         [(f"{LONG}_{index}", 0.1 + 0.08 * index, 0.1 * 3**index, "winner") for index in range(12)],
         [("$x_1$ \\frac{1}", 0.9, 0.16, "winner"), ("swin_micro", None, 1e4, "over budget: latency 10 s")],
     ],
-    ids=["one", "extremes", "equal", "crowded", "long names", "odd names"],
+    ids=["one", "extremes", "equal", "all right", "crowded", "long names", "odd names"],
 )
 def test_any_number_and_spread_of_candidates_can_be_drawn(rows):
     assert amount(pixels(example(*rows)), LIGHT.front) > 50
