@@ -30,7 +30,7 @@ def write_costs(out: Path, data: Path, latencies: dict[str, float] = LATENCIES) 
     """A ``costs.json`` that makes measuring unnecessary and training as short as it may be."""
     pictures = load(data)
     out.mkdir(parents=True, exist_ok=True)
-    batch = min(64, len(split(pictures.labels, 0).train))
+    batch = min(32, len(split(pictures.labels, 0).train))
     shape = (1, pictures.channels, pictures.size, pictures.size)
     setting = setting_of(pictures.images.new_zeros(shape), len(pictures.classes), batch)
     costs = {

@@ -180,7 +180,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "edgenext_mini": {"depths": (2, 3, 3), "dims": (48, 96, 160), "heads": 4},
 }
 SMALL = ("edgenext_micro", "edgenext_mini")  # not of the paper: for small images and tight budgets
-SMALLEST_PATCH = 1  # filters see the neighbours of a pixel
+SMALLEST_PATCH = 2  # four times the steps in the same minutes are worth more than single pixels
 KERNELS = (3, 5, 7, 9)
 CHUNKS = (0, 1, 2, 3)  # convolved channel groups of the SDTA layer that closes a stage; none closes the first
 
