@@ -106,7 +106,7 @@ def test_costs_of_other_pictures_are_refused(whole: Fitted, tmp_path: Path) -> N
     other = write_folder(tmp_path / "other", classes=2)
     (tmp_path / "run").mkdir()
     shutil.copy(whole.folder / "costs.json", tmp_path / "run")
-    with pytest.raises(UsageError, match="another batch, classes"):
+    with pytest.raises(UsageError, match="under another classes"):
         fit(other, minutes=1, out=tmp_path / "run", trials=2)
 
 
