@@ -10,7 +10,9 @@ from anyformer.fit.study import Restarts
 from .test_budget import COSTS
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [2]), (3, [3, 2]), (6, [6, 2]), (8, [8, 3, 2]), (12, [12, 4, 2])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (2, [2]), (3, [3, 2]), (6, [6, 2]), (8, [8, 3, 2]), (12, [12, 4, 2])]
+)
 def test_fewer_and_fewer_go_on_until_the_finalists_are_left(count: int, sizes: list[int]) -> None:
     table = {str(i): COSTS for i in range(count)}
     plan = rungs(count, 10.0, table)
