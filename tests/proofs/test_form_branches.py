@@ -110,13 +110,17 @@ class ToyBranches(Model, name="toy_branches"):
         stages = {f"stages.{i}": {"inputs": f"stages.{i}.dim"} for i in range(2)}
         return {"exchange": widths, "head": widths, **embeds, **stages}
 
-    def stages_of(self, raw: Tensor, sink: core.Collected | None = None) -> tuple[list[Features], Features, Contexts]:
+    def forward_features(
+        self, raw: Tensor, sink: core.Collected | None = None, stages: list[Features] | None = None
+    ) -> tuple[Features, Contexts]:
         embedded = [embed(raw) for embed in self.embeds]
         contexts = [dataclasses.replace(ctx, sink=sink) for _, ctx in embedded]
         run = [stage(x, ctx) for stage, (x, _), ctx in zip(self.stages, embedded, contexts, strict=True)]
         features, contexts = zip(*run, strict=True)
         mixed = self.exchange(features, contexts)
-        return [features, mixed], mixed, contexts
+        if stages is not None:
+            stages += [features, mixed]
+        return mixed, contexts
 
 
 def pattern() -> core.Config:

@@ -40,14 +40,24 @@ class Model(Part):
 
         save_pretrained(self, folder)
 
-    def stages_of(self, raw: Tensor, sink: Collected | None = None) -> tuple[list[Tensor], Tensor, Context]:
-        """The features of every stage, the final features, and their context."""
+    def forward_features(
+        self, raw: Tensor, sink: Collected | None = None, stages: list[Any] | None = None
+    ) -> tuple[Any, Any]:
+        """The final features, normalised, before the head, and their context; what every skeleton defines.
+
+        Args:
+            raw: What the embed takes.
+            sink: Takes the auxiliary tensors, where one is given.
+            stages: Takes the features of every stage, where a list is given; otherwise each is freed as soon as the next
+                is there, so that a pass needs no more memory than its largest layer.
+        """
         raise NotImplementedError
 
-    def forward_features(self, raw: Tensor, sink: Collected | None = None) -> tuple[Tensor, Context]:
-        """The final features, normalised, before the head."""
-        _, x, context = self.stages_of(raw, sink)
-        return x, context
+    def stages_of(self, raw: Tensor, sink: Collected | None = None) -> tuple[list[Any], Any, Any]:
+        """The features of every stage, the final features, and their context."""
+        stages: list[Any] = []
+        x, context = self.forward_features(raw, sink, stages)
+        return stages, x, context
 
     def forward_head(self, x: Tensor, context: Context) -> Tensor:
         """Scores from the final features."""

@@ -26,12 +26,14 @@ class Decoder(Model, name="decoder"):
         """Embed and head share one vocabulary."""
         return {"embed": {"vocabulary": "vocabulary"}, "head": {"vocabulary": "vocabulary"}}
 
-    def stages_of(self, raw: Tensor, sink: core.Collected | None = None) -> tuple[list[Tensor], Tensor, core.Context]:
-        """The features after every block, the normalised final features, and their context."""
+    def forward_features(
+        self, raw: Tensor, sink: core.Collected | None = None, stages: list[Tensor] | None = None
+    ) -> tuple[Tensor, core.Context]:
+        """See :meth:`anyformer.core.model.Model.forward_features`."""
         x, ctx = self.embed(raw)
         ctx = dataclasses.replace(ctx, sink=sink)
-        features: list[Tensor] = []
         for block in self.blocks:
             x = block(x, ctx)
-            features.append(x)
-        return features, x if self.norm is None else self.norm(x), ctx
+            if stages is not None:
+                stages.append(x)
+        return x if self.norm is None else self.norm(x), ctx

@@ -48,12 +48,14 @@ class Isotropic(Model, name="isotropic"):
             head=scores.replace(num_classes=num_classes),
         )
 
-    def stages_of(self, raw: Tensor, sink: core.Collected | None = None) -> tuple[list[Tensor], Tensor, core.Context]:
-        """The grid features after every block, the normalised final features, and their context."""
+    def forward_features(
+        self, raw: Tensor, sink: core.Collected | None = None, stages: list[Tensor] | None = None
+    ) -> tuple[Tensor, core.Context]:
+        """See :meth:`anyformer.core.model.Model.forward_features`."""
         x, ctx = self.embed(raw)
         ctx = dataclasses.replace(ctx, sink=sink)
-        features: list[Tensor] = []
         for block in self.blocks:
             x = block(x, ctx)
-            features.append(ctx.layout.split(x)[1])
-        return features, x if self.norm is None else self.norm(x), ctx
+            if stages is not None:
+                stages.append(ctx.layout.split(x)[1])
+        return x if self.norm is None else self.norm(x), ctx

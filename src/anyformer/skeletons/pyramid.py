@@ -92,12 +92,14 @@ class Pyramid(Model, name="pyramid"):
             head=scores.replace(num_classes=num_classes),
         )
 
-    def stages_of(self, raw: Tensor, sink: core.Collected | None = None) -> tuple[list[Tensor], Tensor, core.Context]:
-        """See :meth:`anyformer.core.model.Model.stages_of`."""
+    def forward_features(
+        self, raw: Tensor, sink: core.Collected | None = None, stages: list[Tensor] | None = None
+    ) -> tuple[Tensor, core.Context]:
+        """See :meth:`anyformer.core.model.Model.forward_features`."""
         x, ctx = self.embed(raw)
         ctx = dataclasses.replace(ctx, sink=sink)
-        features: list[Tensor] = []
         for stage in self.stages:
             x, ctx = stage(x, ctx)
-            features.append(x)
-        return features, x if self.norm is None else self.norm(x), ctx
+            if stages is not None:
+                stages.append(x)
+        return x if self.norm is None else self.norm(x), ctx

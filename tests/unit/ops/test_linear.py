@@ -97,24 +97,25 @@ def test_parameters_use_the_raw_kernel_in_inference(raw, tensors, mode):
 
 
 @pytest.mark.parametrize(
-    ("rows", "weights", "expected"),
+    ("rows", "features_in", "features_out", "expected"),
     [
-        (0, 250_000, None),
-        (1, 249_999, None),
-        (1, 250_000, "vector"),
-        (2, 250_000, "few rows"),
-        (8, 250_000, "few rows"),
-        (8, 249_999, None),
-        (9, 222_222, None),
-        (9, 222_223, "small"),
-        (64, 36_864, "small"),
-        (197, 147_456, "medium"),
-        (3136, 36_864, "large"),
-        (0, 0, None),
+        (0, 500, 500, None),
+        (1, 499, 500, None),
+        (1, 500, 500, "1x448x448"),
+        (8, 500, 500, "8x448x448"),
+        (8, 499, 500, None),
+        (64, 176, 177, None),
+        (64, 192, 192, "64x192x192"),
+        (197, 192, 768, "192x192x768"),
+        (3152, 192, 576, "3072x192x512"),
+        (1, 4096, 50_257, "1x4096x4096"),
+        (100_000, 4096, 4096, "64x4096x4096"),
+        (0, 0, 0, None),
     ],
 )
-def test_size_classes(rows, weights, expected):
-    assert module._size_class(torch.empty(rows, 1, device="meta"), torch.empty(weights, 1, device="meta")) == expected
+def test_size_classes(rows, features_in, features_out, expected):
+    x, weight = torch.empty(rows, features_in, device="meta"), torch.empty(features_out, features_in, device="meta")
+    assert module._size_class(x, weight) == expected
 
 
 def test_an_unknown_activation_is_refused():

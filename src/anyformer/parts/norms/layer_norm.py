@@ -28,4 +28,5 @@ class LayerNorm(core.Norm, name="layer_norm"):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over the last axis."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.config.eps)
+        weight = self.weight
+        return F.layer_norm(x, weight.shape, weight, self.bias, self.config.eps)
