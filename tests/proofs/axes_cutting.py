@@ -74,6 +74,8 @@ def silenced(model: Model, keep: Keep, only: Iterable[str] | None = None) -> Mod
     model, table = copy.deepcopy(model), axis_table(model.spec)
     state = model.state_dict()
     for name in state if only is None else only:
+        if not state[name].is_floating_point():
+            continue  # the numbers of what is there, which no zero silences
         for dimension, expression in enumerate(table.tensors[name]):
             shape = [-1 if d == dimension else 1 for d in range(state[name].dim())]
             state[name].mul_(live(table, expression, keep).view(shape))

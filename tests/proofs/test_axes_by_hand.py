@@ -69,7 +69,7 @@ def test_grouped_queries_by_rotary_pairs_and_the_tied_table_by_tokens() -> None:
     queries = q.view(3, 2, 2, 4, 18)[[2, 0]][:, :, :, [0, 3]].flatten(0, 3)
     keys, values = (t.view(3, 2, 4, 18)[[2, 0]][:, :, [0, 3]].flatten(0, 2) for t in (k, v))
     assert torch.equal(part[mixer + "qkv.weight"], torch.cat((queries, keys, values)))
-    assert torch.equal(part[mixer + "position.frequency"], whole[mixer + "position.frequency"][[0, 3]])
+    assert torch.equal(part[mixer + "position.pair"], whole[mixer + "position.pair"][[0, 3]])
     assert torch.equal(part["embed.table.weight"], whole["embed.table.weight"][::2])
     assert "head.linear.weight" not in part
     assert smaller.head.linear.weight is smaller.embed.table.weight

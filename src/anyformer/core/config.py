@@ -156,6 +156,22 @@ def bindings(config: Config) -> dict[str, dict[str, axes.Expression]]:
     return table
 
 
+# what a field of this name holds, a number after it or not; other names are the part's own affair
+SLOTS = {
+    "embed": "embed",
+    "mixer": "token_mixer",
+    "channel_mixer": "channel_mixer",
+    "norm": "norm",
+    "residual": "residual",
+    "block": "block",
+    "blocks": "block",
+    "down": "down",
+    "up": "up",
+    "router": "router",
+    "head": "head",
+}
+
+
 def resolve(pattern: Config) -> Config:
     """The spec of a pattern: every derived number, bound size and linear node filled in.
 
@@ -163,7 +179,8 @@ def resolve(pattern: Config) -> Config:
     equal layers costs little more than one of them.
 
     Raises:
-        UsageError: where a number is missing, or contradicts what the parent binds it to or what the part defines.
+        UsageError: where a number is missing, or contradicts what the parent binds it to or what the part defines, or a
+            part stands in a slot that it is not made for.
     """
     return _resolve(pattern, "", {})
 
@@ -174,6 +191,7 @@ _Made = dict[tuple[int, tuple[tuple[str, int], ...]], tuple[Config, Config]]
 
 def _resolve(pattern: Config, path: str, made: _Made) -> Config:
     config = _filled(pattern, path)
+    _check_slots(config, path)
     table = bindings(config)
 
     def child_spec(name: str, child: Config) -> Config:
@@ -196,6 +214,17 @@ def _resolve(pattern: Config, path: str, made: _Made) -> Config:
         if whole != defined:
             raise UsageError(f"{path or 'the root'} ({spec.part.name}): {axis} is {whole}, but {text!r} is {defined}")
     return spec
+
+
+def _check_slots(config: Config, path: str) -> None:
+    """Whether every child can stand where it does: a linear slot, or a field that is named for a slot (``norm2``)."""
+    for name, child in children(config):
+        slot = child.part.slot
+        field = next(f for f in fields(config) if f.name == name.partition(".")[0])
+        wanted = "linear" if "linear" in field.metadata else SLOTS.get(field.name.rstrip("0123456789"))
+        if wanted is not None and slot not in (wanted, "any"):
+            where = f"{path}.{name}" if path else name
+            raise UsageError(f"{where} must be a {wanted}, but {child.part.name!r} is a {slot}")
 
 
 def _filled(config: Config, path: str) -> Config:

@@ -171,8 +171,8 @@ def test_all_indices_in_another_order_reorder_every_tensor() -> None:
     keep = {"blocks.0.mixer.position.half": torch.tensor([1, 0])}
     state = slice_state(SPEC, STATE, keep)
     assert slice_spec(SPEC, keep) == SPEC
-    frequency, proj = "blocks.0.mixer.position.frequency", "blocks.0.mixer.proj.weight"
-    assert torch.equal(state[frequency], STATE[frequency].flip(0))
+    pair, proj = "blocks.0.mixer.position.pair", "blocks.0.mixer.proj.weight"
+    assert torch.equal(state[pair], STATE[pair].flip(0))
     assert torch.equal(state[proj], STATE[proj].view(24, 6, 2, 2).flip(3).flatten(1))
 
 

@@ -213,3 +213,16 @@ def test_an_edit_that_contradicts_is_refused():
 def test_configurations_cannot_be_changed_in_place():
     with pytest.raises(AttributeError):
         spec_of("vit_micro").dim = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm1": Attention.Config(heads=4)}, "norm1 must be a norm, but 'attention' is a token_mixer"),
+        ({"mixer": MLP.Config()}, "mixer must be a token_mixer, but 'mlp' is a channel_mixer"),
+        ({"mixer": Attention.Config(heads=4, qkv=LayerNorm.Config())}, "mixer.qkv must be a linear, but 'layer_norm' is a"),
+    ],
+)
+def test_a_part_in_a_slot_it_is_not_made_for_is_refused_with_its_path(changes, message):
+    with pytest.raises(core.UsageError, match=message):
+        core.resolve(block(**changes))

@@ -22,7 +22,6 @@ def turned(part, x, place):
 @given(places, places, places, st.sampled_from((2, 8, 64)))
 def test_products_depend_on_distances(m, n, shift, head_dim):
     part = build("rotary", head_dim=head_dim)
-    part.frequency.copy_(10000.0 ** -(torch.arange(head_dim // 2, dtype=torch.float64) / (head_dim // 2)))
     q, k = random(head_dim), random(head_dim)
     here, there = turned(part, q, m) @ turned(part, k, n), turned(part, q, m + shift) @ turned(part, k, n + shift)
     assert torch.allclose(here, there, rtol=1e-9, atol=1e-9)
@@ -31,12 +30,11 @@ def test_products_depend_on_distances(m, n, shift, head_dim):
 def test_a_pair_is_turned_by_its_frequency():
     part = build("rotary", head_dim=6, base=100.0)
     frequencies = [1.0, 100 ** (-1 / 3), 100 ** (-2 / 3)]
-    assert torch.allclose(part.frequency, torch.tensor(frequencies, dtype=torch.float64), rtol=1e-6)
-    for pair in range(3):
+    for pair, frequency in enumerate(frequencies):
         x = torch.zeros(6, dtype=torch.float64)
         x[pair] = 1.0
         y = turned(part, x, 5)
-        angle = 5 * float(part.frequency[pair])
+        angle = 5 * frequency
         expected = torch.zeros(6, dtype=torch.float64)
         expected[pair], expected[pair + 3] = math.cos(angle), math.sin(angle)
         assert torch.allclose(y, expected, atol=1e-12), "channel i is paired with i + half"
@@ -59,12 +57,15 @@ def test_every_row_may_have_positions_of_its_own():
         assert torch.equal(both[row], part(x[row : row + 1], positions[row])[0])
 
 
-def test_the_frequencies_are_stored_with_the_weights():
-    assert list(build("rotary", head_dim=8).state_dict()) == ["frequency"]
+def test_the_pairs_are_stored_with_the_weights_and_no_precision_rounds_them():
+    part, x = build("rotary", head_dim=8), torch.ones(1, 1, 1, 8)
+    assert list(part.state_dict()) == ["pair"]
+    before = part(x, torch.tensor([100]))
+    assert torch.equal(part.bfloat16()(x, torch.tensor([100])), before)
 
 
 def test_half_precision_loses_no_positions():
-    """Angles are computed in the type of the frequencies: bfloat16 cannot tell position 257 from 256."""
+    """Angles are computed in float32 at least: bfloat16 cannot tell position 257 from 256."""
     part = build("rotary", head_dim=4).float()
     x = torch.ones(1, 1, 2, 4, dtype=torch.bfloat16)
     y = part(x, torch.tensor([256, 257]))

@@ -147,3 +147,8 @@ def test_positions_may_start_anywhere():
     assert torch.allclose(part(x, on_grid(5, positions=shifted)), y, rtol=1e-8)
     stretched = torch.arange(5).expand(2, -1) * 3
     assert not torch.allclose(part(x, on_grid(5, positions=stretched)), y, rtol=1e-3)
+
+
+def test_a_kernel_without_a_middle_is_refused():
+    with pytest.raises(core.UsageError, match="a depth-wise kernel of 4 has no middle; give an odd one"):
+        build("depthwise_convolution", dim=8, kernel=4)

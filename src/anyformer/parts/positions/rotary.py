@@ -9,34 +9,36 @@ from anyformer import core
 class Rotary(core.Part, name="rotary"):
     """Turn each pair of channels by an angle that grows with the position, so that products depend on distances; eq. 34.
 
-    Channel ``i`` is paired with ``i + half``. Shapes: ``(batch, heads, tokens, head_dim)`` to the same. The frequencies
-    are stored with the weights, because a pruned model keeps those of the pairs it kept.
+    Channel ``i`` is paired with ``i + half``. Shapes: ``(batch, heads, tokens, head_dim)`` to the same. The numbers of the
+    pairs are stored with the weights, because a pruned model keeps the frequencies of those it kept; as whole numbers,
+    which no change of precision rounds.
     """
 
     slot = "query_key_position"
 
     class Config(core.Config):
-        """``base`` sets the longest wavelength, in tokens, to about ``2 pi base``."""
+        """``base`` sets the longest wavelength, in tokens, to about ``2 pi base``; ``pairs`` were there before any was cut."""
 
         head_dim: int = core.bound()
         base: float = 10000.0
+        pairs: int = core.derived(lambda c: c.head_dim // 2)
 
         @property
         def half(self) -> int:
             """The number of pairs."""
             return self.head_dim // 2
 
-    axes = {"frequency": "half"}
+    axes = {"pair": "half"}
     definitions = {"head_dim": "2 half"}
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        exponent = torch.arange(config.half, dtype=torch.float32) / config.half
-        self.register_buffer("frequency", config.base**-exponent)
+        self.register_buffer("pair", torch.arange(config.half))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """``x`` turned for ``positions``, which are ``(tokens,)`` or ``(batch, 1, tokens)`` whole numbers."""
-        angle = positions[..., None].to(self.frequency.dtype) * self.frequency
+        precise = torch.promote_types(x.dtype, torch.float32)
+        angle = positions[..., None].to(precise) * self.config.base ** -(self.pair.to(precise) / self.config.pairs)
         cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)

@@ -21,10 +21,16 @@ class DepthwiseConvolution(core.TokenMixer, name="depthwise_convolution"):
 
     axes = {"weight": "dim 1 kernel kernel", "bias": "dim"}
     fixed = {"kernel": "its indices are places, not channels"}
-    refuses = {"stream": "looks at both sides of a token", "prefix": "needs a grid"}
+    refuses = {
+        "stream": "looks at both sides of a token",
+        "prefix": "needs a grid",
+        "mask": "every place of the grid counts",
+    }
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        if config.kernel % 2 == 0:
+            raise core.UsageError(f"a depth-wise kernel of {config.kernel} has no middle; give an odd one")
         self.weight = self.parameter("weight", config.init)
         self.bias = self.parameter("bias", core.ZEROS)
 
@@ -32,3 +38,9 @@ class DepthwiseConvolution(core.TokenMixer, name="depthwise_convolution"):
         """Convolve with padding ``kernel // 2``."""
         core.grid_of(ctx, self)
         return depthwise_convolution(x, self.weight, self.bias, padding=self.config.kernel // 2)
+
+    def scaled(self, scale: Tensor) -> bool:
+        """By the filters."""
+        self.weight *= scale[:, None, None, None]
+        self.bias *= scale
+        return True

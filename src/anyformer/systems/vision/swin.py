@@ -101,9 +101,14 @@ class WindowAttention(core.TokenMixer, name="window_attention"):
         proj: core.Config | None = core.linear()
 
         @property
-        def offsets(self) -> int:
-            """The number of relative positions."""
-            return (2 * self.rows - 1) * (2 * self.columns - 1)
+        def row_offsets(self) -> int:
+            """How many rows two tokens of a window can lie apart, in both directions."""
+            return 2 * self.rows - 1
+
+        @property
+        def column_offsets(self) -> int:
+            """How many columns they can."""
+            return 2 * self.columns - 1
 
         @property
         def tokens(self) -> int:
@@ -116,7 +121,7 @@ class WindowAttention(core.TokenMixer, name="window_attention"):
             return -(-self.grid_rows // self.rows) * -(-self.grid_columns // self.columns)
 
     axes = {
-        "table": "offsets heads",
+        "table": "(row_offsets column_offsets) heads",
         "index": "tokens tokens",
         "mask": "windows tokens tokens",
         "qkv.weight": "(q:heads head_dim + k:heads head_dim + v:heads head_dim) dim",
@@ -143,8 +148,8 @@ class WindowAttention(core.TokenMixer, name="window_attention"):
         """The bias table for another window, resampled bicubically as a picture a head."""
         if tensor != "table":
             return super().adapted(tensor, source, config)
-        picture = source.T.reshape(1, -1, 2 * config.rows - 1, 2 * config.columns - 1).float()
-        size = (2 * self.config.rows - 1, 2 * self.config.columns - 1)
+        picture = source.T.reshape(1, -1, config.row_offsets, config.column_offsets).float()
+        size = (self.config.row_offsets, self.config.column_offsets)
         resampled = F.interpolate(picture, size, mode="bicubic", align_corners=False)
         return resampled.flatten(2)[0].T.to(source.dtype)
 
