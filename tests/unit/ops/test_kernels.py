@@ -129,18 +129,3 @@ def test_forcing_a_kernel(fresh):
     assert bench.probes == 0
     with pytest.raises(UsageError, match=r"no kernel 'onedn'.*did you mean onednn"), kernels.force("onedn"):
         pass
-
-
-@pytest.mark.parametrize("size", ["1x1024x1024", "8x512x512", "64x192x384", "192x192x768"])
-@pytest.mark.parametrize("operation", ["linear", "linear gelu"])
-def test_a_probe_runs_both_kernels_on_products_of_its_class(operation, size):
-    from anyformer.ops import linear
-
-    if not linear._HAS_ONEDNN:
-        pytest.skip("torch was built without oneDNN")
-    outputs = {name: call() for name, call in linear._contestants(operation, size).items()}
-    assert set(outputs) == set(kernels.KERNELS)
-    torch.testing.assert_close(outputs["mkl"], outputs["onednn"], rtol=1e-5, atol=0.0)
-    rows, features_in, features_out = map(int, size.split("x"))
-    x, weight = torch.empty(rows, features_in, device="meta"), torch.empty(features_out, features_in, device="meta")
-    assert linear._size_class(x, weight) == size

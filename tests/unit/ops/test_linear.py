@@ -96,28 +96,6 @@ def test_parameters_use_the_raw_kernel_in_inference(raw, tensors, mode):
     assert raw
 
 
-@pytest.mark.parametrize(
-    ("rows", "features_in", "features_out", "expected"),
-    [
-        (0, 500, 500, None),
-        (1, 499, 500, None),
-        (1, 500, 500, "1x448x448"),
-        (8, 500, 500, "8x448x448"),
-        (8, 499, 500, None),
-        (64, 176, 177, None),
-        (64, 192, 192, "64x192x192"),
-        (197, 192, 768, "192x192x768"),
-        (3152, 192, 576, "3072x192x512"),
-        (1, 4096, 50_257, "1x4096x4096"),
-        (100_000, 4096, 4096, "64x4096x4096"),
-        (0, 0, 0, None),
-    ],
-)
-def test_size_classes(rows, features_in, features_out, expected):
-    x, weight = torch.empty(rows, features_in, device="meta"), torch.empty(features_out, features_in, device="meta")
-    assert module._size_class(x, weight) == expected
-
-
 def test_an_unknown_activation_is_refused():
     with pytest.raises(UsageError, match=r"no activation 'geluu'.*did you mean gelu"):
         linear(torch.ones(1, 1), torch.ones(1, 1), act="geluu")
