@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 # Before torch: threads that wait must not spin long, as they would stop the tests that run beside them; and what is measured
 # of this machine during tests is not to be remembered.
@@ -13,7 +14,18 @@ import pytest
 import torch
 from torch import nn
 
+from .raises import record_everywhere
+
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--raises", metavar="FILE", help="note in FILE from where errors for users are made")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if target := config.getoption("--raises"):
+        record_everywhere(Path(target).absolute())
 
 
 @pytest.fixture(autouse=True)

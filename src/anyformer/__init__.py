@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         load_weights,
     )
     from anyformer.fit.run import fit
+    from anyformer.measure.run import measure
 
 # Looked up on first use, so that the command line can list and help without torch.
 _PUBLIC = {
@@ -40,12 +41,13 @@ __all__ = [
     "from_pretrained",
     "list_models",
     "load_weights",
+    "measure",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "fit":
-        return importlib.import_module("anyformer.fit")  # callable; importing its modules binds the same name
+    if name in ("fit", "measure"):
+        return importlib.import_module(f"anyformer.{name}")  # callable; importing its modules binds the same name
     if name not in _PUBLIC:
         raise AttributeError(f"module 'anyformer' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -86,6 +86,98 @@ def predict(
     print_predictions(folder, images, json)
 
 
+Names = Annotated[list[str], typer.Argument(help="Models' names, or folders that were saved or fitted.")]
+Runtimes = Annotated[
+    str, typer.Option("--runtime", help="eager, compiled, onnx, openvino, separated by commas; or all.")
+]
+Precisions = Annotated[str, typer.Option("--precision", help="float32, bfloat16, int8, separated by commas.")]
+Batches = Annotated[str, typer.Option("--batch", help="Images a call, such as 1,4,16.")]
+Sides = Annotated[str, typer.Option("--size", help="Sides, such as 160,224 or 224x160; each model's own when absent.")]
+Threads = Annotated[int | None, typer.Option(help="Threads a call may use.")]
+Seconds = Annotated[float, typer.Option(help="Longest time for a group that takes turns.")]
+Width = Annotated[float, typer.Option(help="How narrow a ratio's interval has to become.")]
+PeakMemory = Annotated[bool, typer.Option(help="Measure peak memory, in processes apart.")]
+Tables = Annotated[list[Path] | None, typer.Option(help="File to write: .json, .csv, .md, .png; may be repeated.")]
+
+
+@app.command()
+def measure(
+    names: Names,
+    runtime: Runtimes = "eager",
+    precision: Precisions = "float32",
+    batch: Batches = "1",
+    size: Sides = "",
+    threads: Threads = None,
+    seconds: Seconds = 20.0,
+    width: Width = 0.04,
+    memory: PeakMemory = True,
+    out: Tables = None,
+    json: AsJson = False,
+) -> None:
+    """Measure models here: multiply-adds, latency by runtime and precision, peak memory, energy."""
+    from anyformer.app.measuring import print_measurements
+
+    options = {"runtime": runtime, "precision": precision, "batch": batch, "size": size, "threads": threads}
+    print_measurements(names, **options, seconds=seconds, width=width, memory=memory, out=out or [], as_json=json)
+
+
+@app.command()
+def compare(
+    names: Names,
+    runtime: Runtimes = "eager",
+    precision: Precisions = "float32",
+    batch: Batches = "1",
+    size: Sides = "",
+    threads: Threads = None,
+    seconds: Seconds = 20.0,
+    width: Width = 0.04,
+    memory: PeakMemory = True,
+    out: Tables = None,
+    json: AsJson = False,
+) -> None:
+    """Compare models with the first one: ratios of time, taken in turns, with their intervals."""
+    from anyformer.app.measuring import print_comparison
+
+    options = {"runtime": runtime, "precision": precision, "batch": batch, "size": size, "threads": threads}
+    print_comparison(names, **options, seconds=seconds, width=width, memory=memory, out=out or [], as_json=json)
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="A model's name, or a folder that was saved or fitted.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, torch; or best, the fastest form here.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16 or int8; for best, the least exact that may be.")
+    ] = "float32",
+    calibrate: Annotated[str | None, typer.Option(help="Data set for int8's scales and for the comparison.")] = None,
+    max_loss: Annotated[float, typer.Option(help="Points of accuracy that int8 may cost.")] = 1.0,
+    size: Annotated[int | None, typer.Option(help="Side of the images; the model's own when absent.")] = None,
+) -> None:
+    """Export a model, compared with the original on unseen inputs, or refused."""
+    from anyformer.app.exporting import run_export
+
+    run_export(target, to=to, out=out, precision=precision, calibrate=calibrate, max_loss=max_loss, size=size)
+
+
+data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def glyphs(
+    folder: Annotated[str, typer.Argument(help="A folder that does not exist yet.")],
+    per_class: Annotated[int, typer.Option(help="Pictures of each character for training.")] = 300,
+    classes: Annotated[int, typer.Option(help="How many characters, up to 36.")] = 36,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+) -> None:
+    """Draw labelled pictures of characters, in other fonts for testing than for training."""
+    from anyformer.app.drawing import write_glyphs
+
+    write_glyphs(folder, per_class, classes, size, seed)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; failures become one sentence and an exit code, a traceback only with ``--debug``."""
     given = sys.argv[1:] if arguments is None else arguments

@@ -1,17 +1,101 @@
 """``anyformer fit``: progress while it runs, and the result in a few lines."""
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from anyformer.fit.budget import readable
-from anyformer.fit.run import fit
+from anyformer.fit.measuring import DryRun
+from anyformer.fit.report import digits, percent
+from anyformer.fit.run import dry_run, fit, work
+
+WIDE = 200  # characters of a table that goes to a file or another program
 
 
-def run_fit(data: str, **options: Any) -> None:
-    """Fit with a progress bar of the time used, then print the result."""
+def run_fit(
+    data: str,
+    *,
+    measure_only: bool = False,
+    worker: bool = False,
+    storage: str | None = None,
+    as_json: bool = False,
+    **options: Any,
+) -> None:
+    """Fit with a progress bar of the time used, then print the result.
+
+    Args:
+        data: what to fit to.
+        measure_only: print the candidates with their costs and train nothing.
+        worker: help a fit that another process has begun, and say how much was done.
+        storage: the database that they share; a file in the folder when absent.
+        as_json: print JSON.
+        options: of the fit.
+    """
+    with _progress() as notify:
+        if measure_only:
+            found = dry_run(data, notify=notify, **options)
+        elif worker:
+            done = work(data, storage=storage or "sqlite", notify=notify, **options)
+        else:
+            fitted = fit(data, storage=storage, notify=notify, **options)
+    if measure_only:
+        _print_costs(found, as_json)
+    elif worker:
+        print(json.dumps({"trials": done}) if as_json else f"trained {done} trials; nothing is left to train")
+    elif as_json:
+        print(json.dumps(fitted.report, indent=1))
+    else:
+        _print(fitted.report, fitted.folder)
+
+
+def _print_costs(found: DryRun, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**asdict(found), "folder": str(found.folder)}, indent=1))
+        return
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = WIDE
+    out.print(_table(found))
+
+
+def _table(found: DryRun) -> Table:
+    weights = any("weights" in row for row in found.rows)
+    table = Table(title=f"nothing was trained; latency in {found.runtime}, batch 1; costs kept in {found.folder}")
+    for name in ("name", "system"):
+        table.add_column(name)
+    for name in ("latency ms", "p10 to p90", "parameters", "multiply-adds", "size", "step ms"):
+        table.add_column(name, justify="right")
+    table.add_column("budget")
+    if weights:
+        table.add_column("weights")
+    for row in found.rows:
+        latency = row["latency_ms"]
+        form = "" if row["precision"] == "float32" else f" ({row['precision']})"
+        table.add_row(
+            row["name"] + form,
+            row["system"],
+            digits(latency["median"]),
+            f"{digits(latency['p10'])} to {digits(latency['p90'])}",
+            readable("params", row["params"]),
+            readable("macs", row["macs"]),
+            readable("size", row["size_bytes"]),
+            digits(1000 * row["step_seconds"]),
+            "within" if row["within"] else f"over {', '.join(row['exceeds'])}",
+            *([row["weights"]] if weights else []),
+        )
+    return table
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar of the time used on a terminal, else a line a stage."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -25,22 +109,39 @@ def run_fit(data: str, **options: Any) -> None:
                 console.print(f"{stage} ...", highlight=False)
                 said[0] = stage
 
-        fitted = fit(data, notify=notify, **options)
-    _print(fitted.report, fitted.folder)
+        yield notify
 
 
 def _print(report: dict[str, Any], folder: Path) -> None:
-    measured = report["budget"]["measured"]
+    measured, kind = report["budget"]["measured"], report["kind"]
     latency = measured["latency_ms"]
     out = Console(highlight=False)
+    form = "" if measured["precision"] == "float32" else f", {measured['precision']}"
     out.print(
-        f"[bold]{report['model']}[/bold] ({report['system']}), {readable('params', measured['params'])} parameters"
+        f"[bold]{report['model']}[/bold] ({report['system']}), {readable('params', measured['params'])} parameters{form}"
     )
+
+    def said(found: dict[str, Any]) -> str:
+        """A score with its 95 % interval."""
+        score, low, high = (
+            percent(value, found["n"]).replace("\N{NO-BREAK SPACE}", " ") if kind == "classes" else f"{value:.3f}"
+            for value in (found["score"], *found["interval"])
+        )
+        return f"{score} (95 % interval {low} to {high})"
+
     test, baseline = report["test"], report["baseline"]
-    out.print(f"  test accuracy  {test['accuracy']:.2%} of {test['n']} pictures, read once")
-    out.print(f"  baseline       {baseline['accuracy']:.2%}, {baseline['name']}")
-    out.print(f"  latency        {latency['median']:.3g} ms, p90 {latency['p90']:.3g} ms, {report['runtime']}, batch 1")
+    for note in report["data"]["notes"]:
+        out.print(f"  note           {note}", markup=False)
+    out.print(f"  test           {report['metric']} {said(test)} on {test['n']} pictures, read once")
+    out.print(f"  baseline       {said(baseline)}, {baseline['name']}")
+    out.print(
+        f"  latency        {latency['median']:.3g} ms, {latency['p10']:.3g} to {latency['p90']:.3g} ms, "
+        f"{report['runtime']}, batch 1"
+    )
     if report["budget"]["limits"]:
         met = "met" if report["budget"]["met"] else "NOT met when measured again"
         out.print(f"  budget         {report['budget']['asked']}: {met}")
+    for row in report["candidates"]:
+        if row["start"] not in ("fresh", "not started"):
+            out.print(f"  weights        {row['name']}: {row['start']}", markup=False, soft_wrap=True)
     out.print(f"  folder         {folder}: model.safetensors, model.onnx, report.html, front.png", soft_wrap=True)

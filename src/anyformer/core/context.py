@@ -79,13 +79,21 @@ class Context:
 
 
 def grid_of(context: Context, part: object) -> tuple[int, ...]:
-    """The grid that a part needs. Raises UsageError where there is none or prefix tokens stand before it."""
+    """The grid that a part needs whole.
+
+    Raises:
+        UsageError: where there is none, it is empty, some of its tokens are masked, or prefix tokens stand before it.
+    """
     layout = context.layout
     if layout is None or layout.prefix:
         raise UsageError(
             f"{type(part).__name__} needs features on a grid without prefix tokens, got {layout}; take an embed without "
             f"them, or wrap the part in one that lays them aside with layout.split"
         )
+    if 0 in layout.grid:
+        raise UsageError(f"{type(part).__name__} needs at least one token, the grid is {layout.grid}; give a larger image")
+    if context.mask is not None:
+        raise UsageError(f"{type(part).__name__} works on the whole grid; give it features without a mask")
     return layout.grid
 
 

@@ -31,10 +31,7 @@ def _write_all(contents: Mapping[Path, bytes]) -> None:
     beside = {path: path.with_name(f".{path.name}.{ending}.partial") for path in contents}
     try:
         for path, data in contents.items():
-            with beside[path].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(beside[path], data)
         for path in contents:
             os.replace(beside[path], path)
         for folder in {path.parent for path in contents}:
@@ -50,6 +47,14 @@ def _write_all(contents: Mapping[Path, bytes]) -> None:
                 partial.unlink()
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file in its place, through to the disk. Raises OSError when the system refuses."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -57,6 +62,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def manifest_of(contents: Mapping[str, bytes]) -> bytes:
+    """The manifest of files: SHA-256 digest and size of each by name, the same bytes for the same files in any order."""
+    digests = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in contents.items()
+    }
+    return json.dumps({"files": digests}, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def write_manifest(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -67,15 +80,11 @@ def write_manifest(folder: Path, contents: Mapping[str, bytes]) -> None:
     Raises:
         AnyformerError: when the system refuses (full disk, no permission).
     """
-    digests = {
-        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in contents.items()
-    }
-    manifest = json.dumps({"files": digests}, indent=1).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AnyformerError(f"could not make the folder {folder} ({error.strerror}); choose another") from error
-    _write_all({folder / name: data for name, data in {**contents, MANIFEST: manifest}.items()})
+    _write_all({folder / name: data for name, data in {**contents, MANIFEST: manifest_of(contents)}.items()})
 
 
 def read_own(path: Path) -> bytes:

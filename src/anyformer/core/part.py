@@ -1,6 +1,7 @@
 """The base of every part: a module made from its configuration, with its axes declared beside it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -82,6 +83,17 @@ class Part(nn.Module):
         """A tensor of the same part under ``config``, changed to fit this one; the base knows no way."""
         raise UsageError(f"{type(self).__name__}.{tensor} cannot be adapted from shape {tuple(source.shape)}")
 
+    def deployed(self) -> "Part":
+        """The deploy form, equal to this part in evaluation mode; itself where there is no other.
+
+        It is asked of a copy in float64 whose children have theirs, and which may be changed, configuration included.
+        """
+        return self
+
+    def scaled(self, scale: Tensor) -> bool:
+        """Multiply the output by a number a channel, by way of the weights; False where none of them can take it in."""
+        return False
+
 
 def is_node(value: object) -> bool:
     """Whether a configuration's field holds a child part."""
@@ -122,6 +134,10 @@ class Residual(Part):
     """``residual(x, branch) -> x``: how a branch joins the stream."""
 
     slot = "residual"
+
+    def folded(self, branch: Part) -> "Part":
+        """What joins the output of ``branch`` when that has taken in the scale; itself where there is none, or it cannot."""
+        return self
 
 
 class Block(Part):
@@ -188,6 +204,14 @@ class Shared(Part, name="shared"):
     def forward(self, *args: Any) -> Any:
         """Whatever the module at ``path`` does."""
         return self.__dict__["target"](*args)
+
+
+def filled(config: config.Config, tensors: Mapping[str, Tensor]) -> Part:
+    """The part of a resolved configuration with these tensors as its own, in their type and on their device."""
+    like = next(iter(tensors.values()))
+    part = config.build().to(device=like.device, dtype=like.dtype)
+    part.load_state_dict(tensors)
+    return part
 
 
 def build(pattern: config.Config) -> Part:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 89_478_485  # the limit that Pillow warns at; here it is a refusal
+NEEDS_PILLOW = 'reading pictures needs Pillow: pip install "anyformer[fit]"'
 
 
 def decode(path: Path, size: int, channels: int) -> np.ndarray:
@@ -57,10 +58,25 @@ def probe(path: Path) -> tuple[int, bool]:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """A grey uint8 array ``(height, width)`` as ``decode`` would give it: ``(1, size, size)``."""
-    from PIL import Image
+    """A uint8 array as ``decode`` would give it.
 
-    return _square(Image.fromarray(pixels), 1, size, 1)
+    Args:
+        pixels: ``(height, width)``, or ``(height, width, channels)`` with 1 or 3 channels.
+        size: Side of the result in pixels.
+
+    Returns:
+        Array ``(channels, size, size)`` of uint8.
+
+    Raises:
+        UsageError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UsageError(NEEDS_PILLOW) from None
+
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    return _square(Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels), 1, size, channels)
 
 
 @contextmanager
@@ -69,10 +85,10 @@ def _opened(path: Path) -> Iterator["Image"]:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise UsageError('reading pictures needs Pillow: pip install "anyformer[fit]"') from None
+        raise UsageError(NEEDS_PILLOW) from None
 
     try:
-        with _regular(path) as file, warnings.catch_warnings():
+        with regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as image:
@@ -89,10 +105,13 @@ def _opened(path: Path) -> Iterator["Image"]:
     except UnidentifiedImageError:
         raise UsageError(f"{path} is not a readable {_known()} picture; convert it to PNG or remove it") from None
     except Exception as error:  # on damaged data the decoders fail in a dozen ways
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UsageError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from None
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UsageError(f"{path} is damaged or cut short ({reason[0]}); replace it or remove it") from None
+        raise UsageError(f"{path} is damaged or cut short ({reason(error)}); replace it or remove it") from None
+
+
+def reason(error: Exception) -> str:
+    """What a reader of others says of damaged data, as a part of a sentence: its first line, without control characters."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(character if character.isprintable() else "?" for character in line[:200])
 
 
 def _known() -> str:
@@ -100,8 +119,12 @@ def _known() -> str:
 
 
 @contextmanager
-def _regular(path: Path) -> Iterator[BinaryIO]:
-    """The file opened for reading, unless it is a device, a pipe or a folder, which could block or never end."""
+def regular(path: Path) -> Iterator[BinaryIO]:
+    """The file opened for reading, unless it is a device, a pipe or a folder, which could block or never end.
+
+    Raises:
+        UsageError: It is one of these, or empty, or the system refuses.
+    """
     try:
         # Without O_NONBLOCK, opening a pipe waits for a writer for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -113,6 +136,10 @@ def _regular(path: Path) -> Iterator[BinaryIO]:
             yield file
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder, not a picture; name a file") from None
+    except OSError as error:
+        if error.errno is None:  # of a decoder, not of the system
+            raise
+        raise UsageError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from None
 
 
 def _flat(image: "Image") -> "Image":

@@ -1,6 +1,6 @@
 """The candidates of a fit: sizes of the systems whose stems adapt their stride to the images at hand."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from anyformer.core import registry
 
 FEWEST = 7  # tokens along a side that a stem leaves, where the picture has the pixels
-LARGEST = {"isotropic": 16, "pyramid": 4}  # strides of the published stems
+LARGEST = {"isotropic": 16}  # stride of the published stems, else 4
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,48 @@ def patch_for(size: int, *, stages: int, smallest: int, largest: int) -> int:
     return patch
 
 
-def candidates(*, size: int, channels: int, classes: int, trials: int) -> Sequence[Candidate]:
-    """The first ``trials`` candidates: the smallest size of every system, then the next of every system, and so on."""
-    vision = [(slug, system) for slug, system in registry.systems().items() if system.field == "vision"]
-    rows = [[(slug, name) for name in (*system.small, *_published(system))] for slug, system in vision]
-    ordered = [pair for pair in chain.from_iterable(zip_longest(*rows)) if pair is not None]
-    found: list[Candidate] = []
-    for slug, name in ordered[:trials]:
-        system = registry.system(slug)
-        pattern: Any = system.pattern(name)
-        patch = patch_for(
-            size,
-            stages=len(getattr(pattern, "stages", "1")),
-            smallest=system.smallest_patch,
-            largest=LARGEST[pattern.part.name],
-        )
-        options = {"img_size": size, "patch_size": patch, "in_chans": channels, "num_classes": classes}
-        found.append(Candidate(name, slug, options))
-    return found
+def candidates(
+    *, size: int, channels: int, classes: int, trials: int, weights: Collection[str] = ()
+) -> Sequence[Candidate]:
+    """The first ``trials`` candidates: those that weights lie ready for, then what can be trained in minutes.
+
+    Of either kind the first size of every system comes first, then the second of every system, and so on. What can be
+    trained in minutes are our own small sizes; the published ones follow when those are used up.
+
+    Args:
+        size: side of the pictures.
+        channels: of the pictures.
+        classes: scores that a model gives.
+        trials: how many candidates at most.
+        weights: names of models whose published weights can be had.
+    """
+    vision = {slug: system for slug, system in registry.systems().items() if system.field == "vision"}
+    # Networks of stages first: of few pictures they learn more than those that keep one resolution.
+    vision = dict(sorted(vision.items(), key=lambda item: _skeleton(item[1]) == "isotropic"))
+
+    def in_turn(rows: Iterable[Iterable[str]]) -> list[str]:
+        return [name for name in chain.from_iterable(zip_longest(*rows)) if name is not None]
+
+    names = [
+        *in_turn([name for name in system.names if name in weights] for system in vision.values()),
+        *in_turn(system.small for system in vision.values()),
+        *in_turn([name for name in system.names if name not in system.small] for system in vision.values()),
+    ]
+    return [_candidate(name, size, channels, classes) for name in list(dict.fromkeys(names))[:trials]]
 
 
-def _published(system: registry.System) -> list[str]:
-    """The published sizes for ordinary images; one made for larger ones would be the same network here."""
-    return [name for name in system.names if name not in system.small]
+def _skeleton(system: registry.System) -> str:
+    return system.pattern(system.names[0]).part.name
+
+
+def _candidate(name: str, size: int, channels: int, classes: int) -> Candidate:
+    system = registry.system_of(name)
+    pattern: Any = system.pattern(name)
+    patch = patch_for(
+        size,
+        stages=len(getattr(pattern, "stages", "1")),
+        smallest=system.smallest_patch,
+        largest=LARGEST.get(pattern.part.name, 4),
+    )
+    options = {"img_size": size, "patch_size": patch, "in_chans": channels, "num_classes": classes}
+    return Candidate(name, system.paper.slug, options)

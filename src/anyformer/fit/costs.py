@@ -4,20 +4,23 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.core.files import write_atomic
+from anyformer.core.model import Model
 from anyformer.deploy.onnx import export_onnx
-from anyformer.deploy.runtime import OnnxModel
+from anyformer.deploy.quantize import quantize_onnx
+from anyformer.fit.runtimes import Run, as_function, open_file
 from anyformer.measure.cost import cost
 from anyformer.measure.latency import latency
+from anyformer.passes.reparameterize import reparameterize
 
 LATENCY_SECONDS = 0.5
 STEPS = (2, 5)  # training steps run untimed, then timed
@@ -28,13 +31,14 @@ class Costs:
     """One candidate's costs.
 
     Attributes:
-        params: parameters.
-        macs: multiply-adds an image.
+        params: parameters of the deploy form.
+        macs: its multiply-adds an image.
         size_bytes: bytes of the exported file.
-        latency_ms: median, 10th and 90th percentile of one image through the exported file, all cores.
+        latency_ms: median, 10th and 90th percentile of one image in the chosen runtime, all cores.
         step_seconds: one training step.
         export_seconds: one export with its check.
         measure_seconds: what measuring all this took.
+        precision: of the form that latency and size are of, ``float32`` or ``int8``.
     """
 
     params: int
@@ -44,6 +48,7 @@ class Costs:
     step_seconds: float
     export_seconds: float
     measure_seconds: float
+    precision: str = "float32"
 
     def of(self, quantity: str) -> float:
         """The cost that a budget names: latency in milliseconds, params, size in bytes, macs."""
@@ -56,23 +61,26 @@ class Costs:
                 return getattr(self, quantity)
 
 
-def measure_candidate(model: nn.Module, example: Tensor, train_step: Callable[[], None], path: Path) -> Costs:
+def measure_candidate(
+    model: Model, example: Tensor, train_step: Callable[[], None], path: Path, runtime: str = "onnx"
+) -> Costs:
     """Measure a model with fresh weights: latency does not depend on them.
 
     Args:
         model: images to scores.
         example: images of the shape to come, ``(batch, channels, size, size)``, at least one.
-        train_step: one step of the training to come, on a copy of the model.
+        train_step: one step of the training to come, on the model.
         path: where the export may lie in between; removed again.
+        runtime: what latency is measured in.
     """
     started = time.perf_counter()
-    counted = cost(model, tuple(example[:1].shape))
+    deployed = reparameterize(model)
+    counted = cost(deployed, tuple(example[:1].shape))
     export_started = time.perf_counter()
     export_onnx(model, example[:1], path)
     export_seconds = time.perf_counter() - export_started
-    runtime = OnnxModel(path)
-    image = np.ascontiguousarray(example[:1].numpy())
-    timed = latency(lambda: runtime(image), seconds=LATENCY_SECONDS)
+    run = as_function(deployed) if runtime == "eager" else open_file(path, runtime)
+    timed = time_model(run, example, LATENCY_SECONDS)
     size = path.stat().st_size
     path.unlink()
     seconds: list[float] = []
@@ -85,11 +93,50 @@ def measure_candidate(model: nn.Module, example: Tensor, train_step: Callable[[]
         params=counted.params,
         macs=counted.macs,
         size_bytes=size,
-        latency_ms={"median": timed.median_ms, "p10": timed.p10_ms, "p90": timed.p90_ms},
+        latency_ms=timed,
         step_seconds=statistics.median(seconds),
         export_seconds=export_seconds,
         measure_seconds=time.perf_counter() - started,
     )
+
+
+def measure_int8(model: Model, example: Tensor, calibration: Tensor, costs: Costs, path: Path, runtime: str) -> Costs:
+    """The costs of a candidate as they are in int8: its latency and size measured, the rest as in float32.
+
+    Args:
+        model: as for :func:`measure_candidate`.
+        example: likewise.
+        calibration: normalised images for the scales.
+        costs: of the candidate in float32.
+        path: where the export may lie in between; removed again.
+        runtime: what latency is measured in, ``onnx`` or ``openvino``.
+    """
+    started = time.perf_counter()
+    small = path.with_suffix(".int8.onnx")
+    try:
+        export_onnx(model, example[:1], path)
+        quantize_onnx(path, small, calibration)
+        timed = time_model(open_file(small, runtime), example, LATENCY_SECONDS)
+        size = small.stat().st_size
+    finally:
+        path.unlink(missing_ok=True)
+        small.unlink(missing_ok=True)
+    seconds = time.perf_counter() - started
+    return replace(
+        costs,
+        latency_ms=timed,
+        size_bytes=size,
+        export_seconds=max(seconds, costs.export_seconds),
+        measure_seconds=costs.measure_seconds + seconds,
+        precision="int8",
+    )
+
+
+def time_model(run: Run, example: Tensor, seconds: float) -> dict[str, float]:
+    """Median, 10th and 90th percentile in milliseconds of one image through a model, timed for so many seconds."""
+    image = np.ascontiguousarray(example[:1].numpy())
+    timed = latency(lambda: run(image), seconds=seconds)
+    return {"median": timed.median_ms, "p10": timed.p10_ms, "p90": timed.p90_ms}
 
 
 class CostTable:
@@ -125,7 +172,7 @@ class CostTable:
         write_atomic(self.path, json.dumps(table, indent=1).encode())
 
 
-def setting_of(example: Tensor, classes: int, batch: int) -> dict[str, Any]:
+def setting_of(example: Tensor, classes: int, batch: int, runtime: str = "onnx") -> dict[str, Any]:
     """What measured costs hold for."""
     _, channels, size, _ = example.shape
     return {
@@ -133,6 +180,7 @@ def setting_of(example: Tensor, classes: int, batch: int) -> dict[str, Any]:
         "channels": channels,
         "classes": classes,
         "batch": batch,
+        "runtime": runtime,
         "cores": torch.get_num_threads(),
         "torch": torch.__version__,
     }

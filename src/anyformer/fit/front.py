@@ -1,4 +1,4 @@
-"""The Pareto front of accuracy and latency: which candidates are on it, and the picture of all of them."""
+"""The Pareto front of score and latency: which candidates are on it, and the picture of all of them."""
 
 import io
 import math
@@ -19,9 +19,9 @@ DPI = 160
 WIDE = 8.0  # largest latency over smallest, from which its axis is logarithmic
 FAR = 20.0  # a budget beyond this many times the slowest candidate is named in the legend, not drawn
 LONGEST = 34  # characters of a name; the page's table has the whole
-BAND = 0.11  # of the height, below, for candidates without an accuracy
-LEAST_SPAN = 0.2  # of the axis of accuracy, in powers of ten of the error
-NARROW = 0.02  # accuracies closer than this are not drawn further apart
+BAND = 0.11  # of the height, below, for candidates without a score
+LEAST_SPAN = 0.2  # of the axis of scores, in powers of ten of the error
+NARROW = 0.02  # scores closer than this are not drawn further apart
 LEVELS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
 KINDS = ("winner", "on the front", "off the front", "hollow: stopped early", "not trained")
 DASHED: dict[str, Any] = {"linestyle": (0, (5, 4)), "linewidth": 1.3}
@@ -62,7 +62,7 @@ def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def draw_front(report: dict[str, Any], path: Path) -> None:
-    """Write the picture of all candidates as a PNG: accuracy on validation against latency.
+    """Write the picture of all candidates as a PNG: score on validation against latency.
 
     Args:
         report: What ``report.json`` holds; at least one candidate.
@@ -87,7 +87,7 @@ def front_png(report: dict[str, Any], theme: Theme) -> bytes:
     figure = Figure(INCHES, dpi=DPI, facecolor=theme.paper, layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.1))
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    heights = _accuracy_axis(axes, report)
+    heights = _score_axis(axes, report)
     _latency_axis(axes, report)
     _style(axes, report, theme)
     taken = _marks(axes, report, heights, theme)
@@ -109,18 +109,18 @@ def front_png(report: dict[str, Any], theme: Theme) -> bytes:
     return file.getvalue()
 
 
-def _accuracy_axis(axes: "Axes", report: dict[str, Any]) -> list[float]:
+def _score_axis(axes: "Axes", report: dict[str, Any]) -> list[float]:
     """Sets up the axis and gives the height of each candidate on it.
 
     Heights are -log10 of the error, for where one bad candidate would press all the good ones together; over a narrow
-    range that is as good as linear. Candidates without an accuracy stand in a band below.
+    range that is as good as linear. Candidates without a score stand in a band below.
     """
     from matplotlib.ticker import MaxNLocator
 
     least = 0.5 / report["validation"]["n"]  # stands for no error at all
-    every = [row["accuracy"] for row in report["candidates"]]
-    accuracies = [accuracy for accuracy in every if accuracy is not None]
-    low, high = (min(accuracies), max(accuracies)) if accuracies else (0.0, 1.0)
+    every = [row["score"] for row in report["candidates"]]
+    scores = [score for score in every if score is not None]
+    low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
     if high - low < NARROW:
         low, high = max(0.0, (low + high - NARROW) / 2), min(1.0, (low + high + NARROW) / 2)
     span = max(_height(high, least) - _height(low, least), LEAST_SPAN)  # of few pictures all may be right
@@ -129,14 +129,15 @@ def _accuracy_axis(axes: "Axes", report: dict[str, Any]) -> list[float]:
     ticks = _visible(LEVELS, floor, top, least)
     if len(ticks) < 4:
         ticks = _visible(MaxNLocator(5).tick_values(low, high), floor, top, least)
-    axes.set_yticks([_height(tick, least) for tick in ticks], [f"{100 * tick:.4g} %" for tick in ticks])
-    band = 0.0 if len(accuracies) == len(every) else BAND / (1 - BAND) * (top - floor)
+    words = [f"{100 * tick:.4g} %" if report["metric"] == "accuracy" else f"{tick:.4g}" for tick in ticks]
+    axes.set_yticks([_height(tick, least) for tick in ticks], words)
+    band = 0.0 if len(scores) == len(every) else BAND / (1 - BAND) * (top - floor)
     axes.set_ylim(floor - band, top)
-    return [floor - band / 2 if accuracy is None else _height(accuracy, least) for accuracy in every]
+    return [floor - band / 2 if score is None else _height(score, least) for score in every]
 
 
-def _height(accuracy: float, least: float) -> float:
-    return -math.log10(max(1 - accuracy, least))
+def _height(score: float, least: float) -> float:
+    return -math.log10(max(1 - score, least))
 
 
 def _visible(ticks: Iterable[float], floor: float, top: float, least: float) -> list[float]:
@@ -177,7 +178,7 @@ def _style(axes: "Axes", report: dict[str, Any], theme: Theme) -> None:
         color=theme.quiet,
         labelpad=6,
     )
-    axes.set_ylabel("accuracy on validation", color=theme.quiet, labelpad=6)
+    axes.set_ylabel(f"{report['metric']} on validation", color=theme.quiet, labelpad=6)
     axes.set_facecolor(theme.paper)
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -219,7 +220,7 @@ def _marks(axes: "Axes", report: dict[str, Any], heights: list[float], theme: Th
         axes.errorbar(median, height, xerr=bars, zorder=3, **faint)
         axes.plot(median, height, zorder=4, **style)
         taken.append((latency["p10"], height, latency["p90"], height))
-    if any(row["accuracy"] is None for row in report["candidates"]):
+    if any(row["score"] is None for row in report["candidates"]):
         axes.axhspan(bottom, bottom + BAND * (top - bottom), color=theme.grid, alpha=0.45, linewidth=0, zorder=0)
         beside = {"transform": axes.transAxes, "ha": "right", "va": "center"}
         axes.text(-0.011, BAND / 2, "not trained", color=theme.quiet, **beside)
@@ -232,7 +233,7 @@ def _style_of(row: dict[str, Any], theme: Theme) -> dict[str, Any]:
     style: dict[str, Any] = {"color": color, "linestyle": "none", "marker": "o", "markersize": 7.5}
     if row["status"] == "winner":
         return style | {"marker": "*", "markersize": 16, "markeredgecolor": theme.paper, "label": "winner"}
-    if row["accuracy"] is None:
+    if row["score"] is None:
         return style | {"marker": "x", "markersize": 6, "markeredgewidth": 1.5, "label": "not trained"}
     if row["status"].startswith("stopped"):
         hollow = {"markersize": 6.5, "markerfacecolor": theme.paper, "markeredgewidth": 1.5}
@@ -268,7 +269,7 @@ def _names(axes: "Axes", report: dict[str, Any], heights: list[float], taken: li
             parse_math=False,
             fontsize=8.5,
             fontweight="bold" if row["status"] == "winner" else "normal",
-            color=theme.ink if row["accuracy"] is not None else theme.quiet,
+            color=theme.ink if row["score"] is not None else theme.quiet,
             path_effects=[withStroke(linewidth=3, foreground=theme.paper)],
             zorder=6,
         )

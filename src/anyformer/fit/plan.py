@@ -17,6 +17,9 @@ REPORT_SECONDS = 12.0  # for the baseline, the pictures and the page
 MARGIN = 0.92  # training steps on a busy machine take longer than those that were timed
 LEAST_SHARE = 0.3  # of the minutes goes to training, whatever measuring took
 LEAST_STEPS = 20
+TEACHER_SHARE = 0.25  # of the training time goes to a teacher, where one is wanted
+LEAST_LESSONS = 200  # steps, without which a teacher knows too little
+FORWARD = 1 / 3  # of a training step is the pass that a teacher makes in the steps of its students
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,23 @@ def reserve(costs: Mapping[str, Costs]) -> float:
     return 2 * max(cost.export_seconds for cost in costs.values()) + REPORT_SECONDS
 
 
-def rungs(count: int, minutes: float, costs: Mapping[str, Costs]) -> tuple[Rung, ...]:
-    """The rungs for ``count`` candidates: time shared by fewer from rung to rung, most of it by the finalists."""
+def training_seconds(minutes: float, costs: Mapping[str, Costs]) -> float:
+    """The seconds for training: what measuring has left, less what comes after."""
     total = 60.0 * minutes
     spent = sum(cost.measure_seconds for cost in costs.values()) + reserve(costs)
-    training = max(MARGIN * (total - spent), LEAST_SHARE * total)
+    return max(MARGIN * (total - spent), LEAST_SHARE * total)
+
+
+def rungs(count: int, minutes: float, costs: Mapping[str, Costs], *, taught: bool = False) -> tuple[Rung, ...]:
+    """The rungs for ``count`` candidates: time shared by fewer from rung to rung, most of it by the finalists.
+
+    Args:
+        count: candidates within the budget.
+        minutes: of the whole run.
+        costs: of all that were measured.
+        taught: whether a teacher takes its share first.
+    """
+    training = training_seconds(minutes, costs) * (1 - TEACHER_SHARE * taught)
     sizes = [count]
     while sizes[-1] > FINALISTS:
         sizes.append(max(FINALISTS, ceil(sizes[-1] / SURVIVORS)))
@@ -46,6 +61,12 @@ def rungs(count: int, minutes: float, costs: Mapping[str, Costs]) -> tuple[Rung,
     return (*(Rung(size, early) for size in sizes[:-1]), Rung(sizes[-1], LAST_SHARE * training))
 
 
-def steps(rung: Rung, costs: Costs) -> int:
-    """The steps of one candidate in a rung."""
-    return max(LEAST_STEPS, int(rung.seconds / rung.candidates / costs.step_seconds))
+def steps(rung: Rung, costs: Costs, teacher: Costs | None = None) -> int:
+    """The steps of one candidate in a rung, beside a teacher's share of each where there is one."""
+    seconds = costs.step_seconds + (FORWARD * teacher.step_seconds if teacher else 0.0)
+    return max(LEAST_STEPS, int(rung.seconds / rung.candidates / seconds))
+
+
+def lessons(minutes: float, costs: Mapping[str, Costs], teacher: str) -> int:
+    """The steps that a teacher is trained for."""
+    return max(LEAST_STEPS, int(TEACHER_SHARE * training_seconds(minutes, costs) / costs[teacher].step_seconds))

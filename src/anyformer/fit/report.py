@@ -63,14 +63,22 @@ def write_report(report: dict[str, Any], mistakes: list[Mistake], folder: Path) 
 
     environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.getitem = operator.getitem  # jinja's own turns a missing key into nothing, to be told of later or never
-    environment.filters |= {"digits": digits, "percent": percent, "readable": _readable, "interval": wilson}
+    environment.filters |= {
+        "digits": digits,
+        "percent": percent,
+        "readable": _readable,
+        "score": _score,
+        "cell": _cell,
+        "title_case": _title_case,
+    }
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     worst = sorted(mistakes, key=lambda mistake: -mistake.score)[:MOST_MISTAKES]
     page = template.render(
         report=report,
         part="test" if report["test"] else "validation",
         candidates=sorted(report["candidates"], key=_rank),
-        confusion=confusion(report["confusion"]["classes"], report["confusion"]["matrix"]),
+        starts=any(row["start"] != "fresh" for row in report["candidates"]),
+        confusion=report["confusion"] and confusion(report["confusion"]["classes"], report["confusion"]["matrix"]),
         mistakes=[(mistake, _uri(_png(mistake.image)), min(mistake.image.shape[1:])) for mistake in worst],
         front={name: _uri(front_png(report, theme)) for name, theme in (("light", LIGHT), ("dark", DARK))},
     )
@@ -118,8 +126,25 @@ def confusion(classes: list[str], matrix: list[list[int]]) -> dict[str, Any]:
 
 
 def _rank(row: dict[str, Any]) -> tuple[bool, float]:
-    """The winner first, then by accuracy, those without one last."""
-    return row["status"] != "winner", 1.0 if row["accuracy"] is None else -row["accuracy"]
+    """The winner first, then by score, those without one last."""
+    return row["status"] != "winner", math.inf if row["score"] is None else -row["score"]
+
+
+def _score(value: float, n: int, kind: str) -> str:
+    """A score on ``n`` pictures: a share of them, or a number that is none."""
+    return percent(value, n) if kind == "classes" else f"{value:.3f}"
+
+
+def _cell(value: float | None) -> str:
+    """A number in a table; a dash where there is none."""
+    if value is None:
+        return "\N{EN DASH}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _title_case(text: str) -> str:
+    """With a capital at the beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def _readable(value: float, quantity: str) -> str:

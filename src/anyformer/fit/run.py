@@ -1,8 +1,10 @@
 """``fit``: from a user's pictures and a budget to a trained, exported, checked model in one folder."""
 
+import hashlib
+import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +13,27 @@ from typing import Any
 from anyformer.core.errors import UsageError
 from anyformer.core.model import Model
 from anyformer.core.store import from_pretrained
-from anyformer.data import images as image_data
-from anyformer.data.batches import data_config
-from anyformer.data.split import split
-from anyformer.fit.budget import Budget, parse_budget, readable
-from anyformer.fit.candidates import candidates
-from anyformer.fit.costs import Costs, CostTable, measure_candidate, setting_of
+from anyformer.data.images import load
+from anyformer.data.targets import Kind
+from anyformer.fit import measuring
+from anyformer.fit.budget import Budget, parse_budget
+from anyformer.fit.clock import Clock, Notify
+from anyformer.fit.material import Data
 from anyformer.fit.memory import RunMemory
 from anyformer.fit.outcome import Finisher
-from anyformer.fit.plan import reserve, rungs
-from anyformer.fit.study import Data, Study
+from anyformer.fit.plan import lessons, reserve, rungs
+from anyformer.fit.pretrained import Weights
+from anyformer.fit.runtimes import check_runtime
+from anyformer.fit.shared import Shared
+from anyformer.fit.study import Study
+from anyformer.fit.teaching import pick_teacher
 from anyformer.ops import kernels
 from anyformer.train.files import locked
+from anyformer.train.processes import pick_device
 
-Notify = Callable[[str, float], None]
-ROOM = 1.1  # a budget that is proposed leaves a tenth above what was measured
-MEASURE_SHARE = 0.4  # of the minutes may go to measuring; candidates beyond that are left out
+
+def _silent(what: str, share: float) -> None:
+    """The caller who did not ask to be told."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,91 @@ class Fitted:
         return from_pretrained(self.folder)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a fit, checked; see :func:`fit`."""
+
+    data: str
+    folder: Path
+    budget: Budget
+    minutes: float
+    seed: int
+    trials: int
+    size: int | None
+    bf16: bool
+    runtime: str
+    weights: Weights | None
+    distill: bool
+    device: str | None
+    kind: Kind | None
+    files: str | None
+    target: tuple[str, ...]
+
+    def read(self) -> tuple[Data, dict[str, Any]]:
+        """The data with its candidates, and all that must be equal for a run to go on, as JSON values."""
+        pictures = load(self.data, self.size, kind=self.kind, files=self.files, target=self.target)
+        data = Data.of(pictures, self.seed, self.weights, self.device)
+        if self.distill and data.aim.kind != "classes":
+            raise UsageError(f"distillation teaches classes; {self.data} is {data.aim.kind}: leave --distill out")
+        measuring.choose(data, self.trials)
+        asked = {
+            "data": pictures.digest(),
+            "budget": [str(limit) for limit in self.budget.limits],
+            "minutes": self.minutes,
+            "seed": self.seed,
+            "trials": self.trials,
+            "bf16": self.bf16,
+            "runtime": self.runtime,
+            "weights": self.weights.source if self.weights else None,
+            "distill": self.distill,
+            "device": self.device,
+        }
+        return data, asked
+
+
+def request(
+    data: str | Path,
+    *,
+    budget: str = "",
+    minutes: float = 10.0,
+    out: str | Path | None = None,
+    seed: int = 0,
+    trials: int = 6,
+    size: int | None = None,
+    bf16: bool = False,
+    runtime: str = "onnx",
+    weights: str | Path | None = None,
+    distill: bool = False,
+    device: str | None = None,
+    kind: Kind | None = None,
+    files: str | None = None,
+    target: Sequence[str] = (),
+) -> Request:
+    """The arguments of :func:`fit`, checked before anything is read or written. Raises UsageError."""
+    limits = parse_budget(budget)
+    if minutes <= 0 or trials < 1:
+        raise UsageError(f"minutes and trials must be positive, got minutes={minutes:g} and trials={trials}")
+    if device is not None:
+        pick_device(device)
+    return Request(
+        data=str(data),
+        folder=Path(out) if out is not None else Path(f"anyformer-{Path(data).name}"),
+        budget=limits,
+        minutes=minutes,
+        seed=seed,
+        trials=trials,
+        size=size,
+        bf16=bf16,
+        runtime=check_runtime(runtime),
+        weights=None if weights is None else Weights(str(weights)),
+        distill=distill,
+        device=device,
+        kind=kind,
+        files=files,
+        target=tuple(target),
+    )
+
+
 def fit(
     data: str | Path,
     *,
@@ -52,9 +144,17 @@ def fit(
     trials: int = 6,
     size: int | None = None,
     bf16: bool = False,
-    notify: Notify = lambda what, share: None,
+    runtime: str = "onnx",
+    weights: str | Path | None = None,
+    distill: bool = False,
+    device: str | None = None,
+    kind: Kind | None = None,
+    files: str | None = None,
+    target: Sequence[str] = (),
+    storage: str | None = None,
+    notify: Notify = _silent,
 ) -> Fitted:
-    """Train, choose, export and check an image classifier.
+    """Train, choose, export and check a model of pictures.
 
     The data are split once into training, validation and test parts. Candidates of several systems are measured here
     against the budget; those within it are trained by successive halving, compared on the validation part; the winner
@@ -62,7 +162,8 @@ def fit(
     where the first one stopped.
 
     Args:
-        data: a folder with one sub-folder a class, or "digits".
+        data: a folder with one sub-folder a class, or with folders train and test of such; a table of files and targets
+            (.csv, .tsv, .parquet); a .npz archive; or a built-in set, "digits" or "glyphs".
         budget: limits such as ``"latency<=2ms, params<=1M"``; none when empty.
         minutes: wall clock for everything.
         out: the folder to write, ``anyformer-<data>`` when absent.
@@ -70,6 +171,15 @@ def fit(
         trials: how many candidates are measured.
         size: side that pictures are brought to; chosen from the data when absent.
         bf16: train under bfloat16 autocast.
+        runtime: what latency is measured in and predictions run in: "onnx", "openvino" or "eager".
+        weights: pretrained weights to start from where there are some, a folder or ``hub:owner/repository``.
+        distill: train the largest candidate beyond the budget first, and let it teach the finalists.
+        device: where training computes: "cpu", "cuda", ..., or "auto"; the CPU when absent.
+        kind: of target: "classes", "multilabel" or "regression"; found from the data when absent.
+        files: of a table, the column of picture files; found from its name when absent.
+        target: of a table, the columns of targets; found from their names when empty.
+        storage: a database through which :func:`work` in other processes shares the training, as an SQLAlchemy URL;
+            "sqlite" is a file in the folder. The outcome is the same as without.
         notify: told what is being done and which share of the time is used.
 
     Raises:
@@ -77,23 +187,28 @@ def fit(
         AnyformerError: something failed on the way; the folder holds what was done.
         KeyboardInterrupt: after Ctrl-C; the best model so far is in the folder.
     """
-    limits = parse_budget(budget)
-    if minutes <= 0 or trials < 1:
-        raise UsageError(f"minutes and trials must be positive, got minutes={minutes:g} and trials={trials}")
-    folder = Path(out) if out is not None else Path(f"anyformer-{Path(data).name}")
+    asking = request(
+        data,
+        budget=budget,
+        minutes=minutes,
+        out=out,
+        seed=seed,
+        trials=trials,
+        size=size,
+        bf16=bf16,
+        runtime=runtime,
+        weights=weights,
+        distill=distill,
+        device=device,
+        kind=kind,
+        files=files,
+        target=target,
+    )
+    if storage is not None and distill:
+        raise UsageError("a teacher is not shared between processes; leave out --distill or --storage")
+    folder = asking.folder
     notify("Reading the data", 0.0)
-    pictures = image_data.load(data, size)
-    parts = split(pictures.labels, seed)
-    train = pictures.images[parts.train]
-    material = Data(pictures, parts, {**data_config(train), "classes": list(pictures.classes)})
-    asked = {
-        "data": pictures.digest(),
-        "budget": [str(limit) for limit in limits.limits],
-        "minutes": minutes,
-        "seed": seed,
-        "trials": trials,
-        "bf16": bf16,
-    }
+    material, asked = asking.read()
     with ExitStack() as held:
         held.enter_context(locked(folder))
         held.enter_context(kernels.force("mkl"))  # a kernel chosen by the clock would move scores in the last digit
@@ -101,16 +216,37 @@ def fit(
         finished = memory.finished()
         if finished is not None:
             return Fitted(folder, finished)
-        clock = _Clock(memory, minutes, notify)
-        costs = _measure(folder, material, trials, clock)
-        within = _within(costs, limits)
-        study = Study(folder, material, {name: costs[name] for name in within}, memory, seed, bf16, clock)
-        ladder = rungs(len(within), minutes, costs)
+        clock = Clock(memory.seconds, asking.minutes, notify)
+        costs = measuring.measure(folder, material, asking.runtime, clock)
+        costs = measuring.in_int8(folder, material, asking.runtime, clock, costs, asking.budget)
+        within = measuring.within(costs, asking.budget)
+        teacher = pick_teacher(costs, asking.budget, asking.minutes) if asking.distill else None
+        ladder = rungs(len(within), asking.minutes, costs, taught=teacher is not None)
+        study = Study(
+            folder,
+            material,
+            {name: costs[name] for name in within},
+            ladder,
+            memory,
+            asking.seed,
+            asking.bf16,
+            clock,
+            None if teacher is None else (teacher, costs[teacher], lessons(asking.minutes, costs, teacher)),
+        )
         held.callback(study.close)
-        finisher = Finisher(folder, material, limits, costs, study, memory, str(data), clock)
+        finisher = Finisher(folder, material, asking.budget, costs, study, memory, asking.data, clock)
         try:
-            study.run(ladder, reserve=reserve(costs))
+            if storage is not None:
+                deadline = time.time() + clock.total - reserve(costs) - clock.seconds
+                shared = held.enter_context(Shared(storage, folder, study_name(asked)))
+                shared.announce(costs, within, deadline)
+                shared.work(study, clock, deadline)
+                shared.settle()
+                memory.save(clock.seconds)
+            study.gather()
+            study.run(reserve=reserve(costs))
         except KeyboardInterrupt:
+            study.gather()
             if study.standing():
                 finisher.write(interrupted=True)
             raise
@@ -120,57 +256,55 @@ def fit(
     return Fitted(folder, report)
 
 
-class _Clock:
-    """The minutes of a run, those before an interruption included."""
+def work(data: str | Path, *, storage: str = "sqlite", notify: Notify = _silent, **options: Any) -> int:
+    """Help a :func:`fit` that was started with a storage, until nothing is left to train; gives the trials finished here.
 
-    def __init__(self, memory: RunMemory, minutes: float, notify: Notify) -> None:
-        self.memory, self.total, self.notify = memory, 60.0 * minutes, notify
-        self.started = time.monotonic() - memory.seconds
+    Processes that share the folder of the run go on from each other's checkpoints; others train anew what they take.
 
-    @property
-    def seconds(self) -> float:
-        """Seconds used so far."""
-        return time.monotonic() - self.started
+    Args:
+        data: as for the fit.
+        storage: likewise.
+        notify: told what is being done.
+        options: those of the fit, which must be the same.
 
-    def say(self, what: str) -> None:
-        """Tell the caller what is going on."""
-        self.notify(what, min(1.0, self.seconds / self.total))
-
-
-def _measure(folder: Path, data: Data, trials: int, clock: _Clock) -> dict[str, Costs]:
-    """The costs of all candidates, from ``costs.json`` as far as it has them."""
-    example, step = data.example(), data.train_step
-    wanted = candidates(
-        size=data.pictures.size, channels=data.pictures.channels, classes=len(data.pictures.classes), trials=trials
-    )
-    data.candidates = {candidate.name: candidate for candidate in wanted}
-    table = CostTable(folder / "costs.json", setting_of(example, len(data.pictures.classes), data.batch))
-    (folder / "work").mkdir(exist_ok=True)
-    for candidate in wanted:
-        if candidate.name in table.costs:
-            continue
-        if table.costs and clock.seconds > MEASURE_SHARE * clock.total:
-            break
-        clock.say(f"Measuring {candidate.name}")
-        model = data.create(candidate.name, seed=0)
-        exported = folder / "work" / f"{candidate.name}.onnx"
-        table.add(candidate.name, measure_candidate(model, example, step(model), exported))
-    return {c.name: table.costs[c.name] for c in wanted if c.name in table.costs}
+    Raises:
+        UsageError: nobody has begun such a fit.
+    """
+    asking = request(data, **options)
+    notify("Reading the data", 0.0)
+    material, asked = asking.read()
+    with kernels.force("mkl"), Shared(storage, asking.folder, study_name(asked)) as shared:
+        memory = RunMemory(asking.folder, asked)
+        clock = Clock(memory.seconds, asking.minutes, notify)
+        costs, within, deadline = shared.plan(patience=60.0 * asking.minutes)
+        chosen = {name: costs[name] for name in within}
+        ladder = rungs(len(within), asking.minutes, costs)
+        study = Study(asking.folder, material, chosen, ladder, memory, asking.seed, asking.bf16, clock)
+        try:
+            return shared.work(study, clock, deadline)
+        finally:
+            study.close()
 
 
-def _within(costs: dict[str, Costs], budget: Budget) -> list[str]:
-    """The candidates within the budget. Raises UsageError naming the nearest when there is none."""
-    within = [name for name, cost in costs.items() if not budget.exceeded(cost)]
-    if within:
-        return within
+def dry_run(data: str | Path, *, notify: Notify = _silent, **options: Any) -> measuring.DryRun:
+    """The candidates of a fit with their costs, measured here; nothing is trained. The fit itself then need not measure.
 
-    def excess(name: str) -> float:
-        return max(costs[name].of(limit.quantity) / limit.most for limit in budget.limits)
+    Args:
+        data: as for :func:`fit`.
+        notify: told what is being done.
+        options: those of the fit.
+    """
+    asking = request(data, **options)
+    notify("Reading the data", 0.0)
+    material, _ = asking.read()
+    with locked(asking.folder), kernels.force("mkl"):
+        clock = Clock(0.0, asking.minutes, notify)
+        costs = measuring.measure(asking.folder, material, asking.runtime, clock)
+        costs = measuring.in_int8(asking.folder, material, asking.runtime, clock, costs, asking.budget)
+        shutil.rmtree(asking.folder / "work", ignore_errors=True)
+    return measuring.DryRun(asking.folder, asking.runtime, measuring.rows(material, costs, asking.budget))
 
-    nearest = min(costs, key=excess)
-    need = ", ".join(
-        f"{limit.quantity}<={readable(limit.quantity, ROOM * costs[nearest].of(limit.quantity))}"
-        for limit in budget.limits
-        if costs[nearest].of(limit.quantity) > limit.most
-    )
-    raise UsageError(f"no candidate is within the budget {budget.text!r}; the nearest, {nearest}, would be with {need}")
+
+def study_name(asked: dict[str, Any]) -> str:
+    """The name of a shared study: another one for whatever else is asked."""
+    return f"anyformer-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]}"

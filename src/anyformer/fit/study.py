@@ -2,100 +2,35 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from anyformer.core import serial
+from anyformer.core.errors import UsageError
 from anyformer.core.model import Model
-from anyformer.core.store import create_model
-from anyformer.data.augment import Augmentation
-from anyformer.data.batches import Batches, normalize
-from anyformer.data.images import ImageSet
-from anyformer.data.seeds import derive_seed
-from anyformer.data.split import Split
-from anyformer.fit.candidates import Candidate
+from anyformer.fit.aims import Learning
+from anyformer.fit.clock import Clock
 from anyformer.fit.costs import Costs
+from anyformer.fit.material import Data
 from anyformer.fit.memory import RunMemory
 from anyformer.fit.plan import Rung, steps
-from anyformer.train.chance import preserved
+from anyformer.fit.teaching import Teaching
 from anyformer.train.checkpoint import Checkpoints
-from anyformer.train.classification import Classification, accuracy, predict_logits
 from anyformer.train.log import Log
-from anyformer.train.loop import Role, Trainer
+from anyformer.train.loop import Objective, Role, Trainer
 from anyformer.train.schedule import WarmupCosine, adamw
 
-BATCH = 32
-LEARNING_RATE = 1e-3
-AMID = 2.0  # more than any two scores differ by
+AMID = 2.0  # more than any two scores of a kind differ by, where it matters
 WARMUP = 0.1  # of the steps of a rung
 LOSS_WEIGHT = 0.1  # on few pictures the loss tells good models apart better than their accuracies, which hardly differ
 SAVE_STEPS = 200  # between checkpoints
-
-
-class Clock(Protocol):
-    """The time of a run."""
-
-    total: float
-
-    @property
-    def seconds(self) -> float:
-        """Seconds used so far."""
-        ...
-
-    def say(self, what: str) -> None:
-        """Tell what is being done."""
-        ...
-
-
-@dataclass
-class Data:
-    """The pictures, their split, and what a model must be told of them."""
-
-    pictures: ImageSet
-    split: Split
-    config: dict[str, Any]
-    candidates: dict[str, Candidate] = field(default_factory=dict)
-
-    @property
-    def batch(self) -> int:
-        """Pictures a batch."""
-        return min(BATCH, len(self.split.train))
-
-    def part(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures and labels of a part."""
-        return self.pictures.images[indices], self.pictures.labels[indices]
-
-    def example(self) -> Tensor:
-        """One normalised picture of the training part."""
-        return normalize(self.pictures.images[self.split.train[:1]], self.config)
-
-    def create(self, name: str, seed: int) -> Model:
-        """A fresh model of a candidate, its weights a pure function of the seed."""
-        with preserved():
-            torch.manual_seed(derive_seed(seed, "weights", name))
-            model = cast(Model, create_model(name, **self.candidates[name].options))
-        model.data_config = self.config
-        return model
-
-    def batches(self, seed: int) -> Batches:
-        """The training batches by step."""
-        images, labels = self.part(self.split.train)
-        return Batches(images, labels, self.config, size=self.batch, seed=seed, augmentation=Augmentation())
-
-    def train_step(self, model: nn.Module) -> Callable[[], None]:
-        """One training step of a model, as it will be trained, to be timed."""
-        trainer = Trainer({"student": Role(model, adamw(model))}, Classification(), self.batches(0), every=10**9)
-
-        def step() -> None:
-            trainer.run(trainer.step + 1)
-
-        return step
+VALIDATED = 5000  # validation pictures that are looked at, at most, evenly spread
+LOOK_SHARE = 0.05  # of a rung that evaluations may take
+PASSES = 3  # a training step is worth so many passes forward
 
 
 @dataclass(frozen=True)
@@ -115,14 +50,18 @@ class Restarts:
 class Study:
     """Candidates trained by successive halving, each resumable, compared on the validation part.
 
+    What a candidate reaches in a rung is a pure function of the seed and the plan, whoever trains it and when.
+
     Args:
         folder: of the run; checkpoints lie under ``work``, logs under ``logs``.
         data: what to train on.
         costs: of the candidates within the budget.
+        ladder: how many candidates train in each rung, and for how long.
         memory: what earlier calls have finished.
         seed: of weights, order and augmentation.
         bf16: train under bfloat16 autocast.
-        clock: says when to stop.
+        clock: told what is going on.
+        teacher: who teaches the finalists: its name, its costs and the steps it is trained for before.
     """
 
     def __init__(
@@ -130,44 +69,97 @@ class Study:
         folder: Path,
         data: Data,
         costs: Mapping[str, Costs],
+        ladder: Sequence[Rung],
         memory: RunMemory,
         seed: int,
         bf16: bool,
         clock: Clock,
+        teacher: tuple[str, Costs, int] | None = None,
     ) -> None:
-        self.folder, self.data, self.costs, self.memory = folder, data, costs, memory
+        self.teacher = teacher
+        self._taught_by: Model | None = None
+        self.folder, self.data, self.costs, self.ladder, self.memory = folder, data, costs, ladder, memory
         self.seed, self.bf16, self.clock = seed, bf16, clock
         self.trainers: dict[str, Trainer] = {}
         self.reached: dict[str, int] = {}
         self.stopped_by_clock = False
-        self._held = ExitStack()
+        self._held: dict[str, ExitStack] = {}
+        part = data.split.validation
+        self._validation = part[:: -(-len(part) // VALIDATED)]
 
-    def run(self, rungs: Sequence[Rung], reserve: float = 0.0) -> None:
+    def run(self, reserve: float = 0.0) -> None:
         """Train all rungs, or until ``reserve`` seconds are left of the clock.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, when the step at hand is saved.
         """
-        names = list(self.costs)
-        for number in range(len(rungs)):
-            for name in names:
-                if name not in self.trainers:
-                    self.trainers[name] = self._trainer(name, *self._bounds(name, rungs))
+        deadline = self.clock.total - reserve
+        last = len(self.ladder) - 1
+        if self.teacher is not None and self.train(self.teacher[0], 0, lambda: self.clock.seconds > deadline) is None:
+            self.stopped_by_clock = True
+            return
+        for number in range(len(self.ladder)):
+            for name in self.entrants(number):
+                trainer = self._trainer(name)
                 score = self.memory.score(number, name)
-                if score is None:
-                    score = self._train(name, rungs, number, reserve)
+                # What another process trained elsewhere is trained again here where it is needed: the same bits.
+                if score is None or (number == last and trainer.best is None):
+                    score = self.train(name, number, lambda: self.clock.seconds > deadline)
                     if score is None:
                         self.stopped_by_clock = True
                         return
                     self.memory.enter(number, name, score, self.clock.seconds)
                 self.reached[name] = number
-            if number + 1 < len(rungs):
-                scores = self.memory.rungs[number]
-                names = sorted(names, key=lambda name: -scores[name])[: rungs[number + 1].candidates]
+
+    def entrants(self, number: int) -> list[str]:
+        """The candidates of a rung: all of them, then the best of the rung before, whose scores are known."""
+        if number == 0:
+            return list(self.costs)
+        scores = self.memory.rungs[number - 1]
+        return sorted(self.entrants(number - 1), key=lambda name: -scores[name])[: self.ladder[number].candidates]
+
+    def missing(self) -> list[tuple[str, int]]:
+        """Candidates and rung that come next: those of the first rung that is not finished."""
+        for number in range(len(self.ladder)):
+            left = [(name, number) for name in self.entrants(number) if self.memory.score(number, name) is None]
+            if left:
+                return left
+        return []
+
+    def train(self, name: str, number: int, should_stop: Callable[[], bool]) -> float | None:
+        """Train a candidate to the end of a rung; its best score so far, or None when it was stopped before."""
+        _, bounds = self._bounds(name)
+        trainer = self._trainer(name)
+        doing = f"Training {name}, rung {number + 1} of {len(self.ladder)}"
+        if self._teaches(name):
+            doing = f"Training {name}, the teacher"
+        self.clock.say(doing)
+
+        def progress(step: int, losses: dict[str, float]) -> None:
+            if step % 10 == 0:
+                self.clock.say(f"{doing}, step {step}")
+
+        if trainer.run(bounds[number], should_stop, progress) == "stopped":
+            return None
+        assert trainer.best is not None
+        return trainer.best.score
+
+    def gather(self) -> None:
+        """Take up what other processes have trained in the folder of the run, but for what they still hold."""
+        for name in self.costs:
+            rungs = [number for number in range(len(self.ladder)) if self.memory.score(number, name) is not None]
+            if rungs and name not in self.trainers:
+                with suppress(UsageError):
+                    self._trainer(name)
+                    self.reached[name] = rungs[-1]
 
     def standing(self) -> dict[str, float]:
-        """The best score of every candidate that has one."""
-        return {name: trainer.best.score for name, trainer in self.trainers.items() if trainer.best is not None}
+        """The best score of every candidate within the budget that has one."""
+        return {
+            name: trainer.best.score
+            for name, trainer in self.trainers.items()
+            if trainer.best is not None and name in self.costs
+        }
 
     def model(self, name: str) -> Model:
         """A candidate with its best weights, in eval mode."""
@@ -177,71 +169,97 @@ class Study:
         model.load_state_dict(best.weights["student"])
         return model.eval()
 
-    def accuracy(self, name: str) -> float:
-        """The accuracy of a candidate's best weights on the validation part."""
-        images, labels = self.data.part(self.data.split.validation)
-        return accuracy(predict_logits(self.model(name), images, self.data.config), labels)
+    def validated(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """A model's outputs for the validation part, or many of it, and the targets there."""
+        return self.data.outputs_of(model, self._validation), self.data.pictures.labels[self._validation]
+
+    def release(self, name: str) -> None:
+        """Let go of a candidate, so that another process may train it."""
+        self.trainers.pop(name, None)
+        held = self._held.pop(name, None)
+        if held is not None:
+            held.close()
 
     def close(self) -> None:
-        """Let go of the checkpoint folders."""
-        self._held.close()
+        """Let go of all checkpoint folders; what was found stays."""
+        while self._held:
+            self._held.popitem()[1].close()
 
-    def _train(self, name: str, rungs: Sequence[Rung], number: int, reserve: float) -> float | None:
-        _, bounds = self._bounds(name, rungs)
-        trainer = self.trainers[name]
-        self.clock.say(f"Training {name}, rung {number + 1} of {len(rungs)}")
+    def _teaches(self, name: str) -> bool:
+        return self.teacher is not None and self.teacher[0] == name
 
-        def progress(step: int, losses: dict[str, float]) -> None:
-            if step % 10 == 0:
-                self.clock.say(f"Training {name}, rung {number + 1} of {len(rungs)}, step {step}")
+    def _taught(self) -> Model:
+        """The trained teacher."""
+        if self._taught_by is None:
+            assert self.teacher is not None
+            trained = self.trainers[self.teacher[0]].models["student"]
+            self._taught_by = self.model(self.teacher[0]).to(next(trained.parameters()).device)
+        return self._taught_by
 
-        deadline = self.clock.total - reserve
-        outcome = trainer.run(bounds[number], lambda: self.clock.seconds > deadline, progress)
-        if outcome == "stopped":
-            return None
-        assert trainer.best is not None
-        return trainer.best.score
-
-    def _bounds(self, name: str, rungs: Sequence[Rung]) -> tuple[int, tuple[int, ...]]:
+    def _bounds(self, name: str) -> tuple[int, tuple[int, ...]]:
         """Steps between evaluations, and the step at which each rung ends: a whole number of evaluations."""
-        counts = [steps(rung, self.costs[name]) for rung in rungs]
-        every = max(1, counts[0] // 2)
+        if self.teacher is not None and self._teaches(name):
+            counts = [self.teacher[2]]
+        else:
+            counts = [steps(rung, self.costs[name]) for rung in self.ladder]
+            if self.teacher is not None:
+                counts[-1] = steps(self.ladder[-1], self.costs[name], self.teacher[1])
+        every = max(1, counts[0] // self._looks(counts[0]))
         bounds: list[int] = []
         for count in counts:
             bounds.append((bounds[-1] if bounds else 0) + count // every * every)
         return every, tuple(bounds)
 
-    def _trainer(self, name: str, every: int, bounds: tuple[int, ...]) -> Trainer:
-        model = self.data.create(name, self.seed)
+    def _looks(self, count: int) -> int:
+        """Evaluations in the first rung: two, or one where they would take too much of its time."""
+        evaluation = len(self._validation) / (PASSES * self.data.batch)  # in training steps
+        return 2 if 2 * evaluation <= LOOK_SHARE * count else 1
+
+    def _trainer(self, name: str) -> Trainer:
+        if name in self.trainers:
+            return self.trainers[name]
+        every, bounds = self._bounds(name)
+        model = self.data.start(name, self.seed)
         config = {
             "asked": self.memory.asked,
             "spec": serial.to_data(model.spec),
             "every": every,
             "bounds": bounds,
             "batch": self.data.batch,
+            "start": self.data.origins.get(name),
+            "teacher": self.teacher and self.teacher[0],
         }
-        store = self._held.enter_context(Checkpoints(self.folder / "work" / name, config))
-        (self.folder / "logs").mkdir(exist_ok=True)
-        return Trainer(
-            {"student": Role(model, adamw(model, LEARNING_RATE), Restarts(bounds))},
-            Classification(),
-            self.data.batches(self.seed),
-            seed=self.seed,
-            bf16=self.bf16,
-            every=every,
-            evaluate=lambda models: self._evaluate(models, annealed=self.trainers[name].step in bounds),
-            store=store,
-            save_every=SAVE_STEPS,
-            log=Log(self.folder / "logs" / f"{name}.jsonl"),
-        )
+        objective: Objective = Learning(self.data.aim)
+        if self.teacher is not None and not self._teaches(name):
+            objective = Teaching(self.data.aim, bounds[-2] if len(bounds) > 1 else 0, self._taught)
+        with ExitStack() as held:
+            store = held.enter_context(Checkpoints(self.folder / "work" / name, config))
+            (self.folder / "logs").mkdir(exist_ok=True)
+            trainer = Trainer(
+                {"student": Role(model, adamw(model, self.data.learning_rate(name)), Restarts(bounds))},
+                objective,
+                self.data.batches(self.seed),
+                seed=self.seed,
+                bf16=self.bf16,
+                device=self.data.device,
+                every=every,
+                evaluate=lambda models: self._evaluate(models, annealed=trainer.step in bounds),
+                store=store,
+                save_every=SAVE_STEPS,
+                log=Log(self.folder / "logs" / f"{name}.jsonl"),
+            )
+            self._held[name] = held.pop_all()
+        self.trainers[name] = trainer
+        return trainer
 
     def _evaluate(self, models: Mapping[str, nn.Module], *, annealed: bool) -> float:
-        """Accuracy on the validation part, less a tenth of the loss there.
+        """The score on the validation part, less a tenth of the loss there.
 
         Weights amid a rung, at a high learning rate, stand below all that ended one: the best of many such looks would be
         the luckiest.
         """
-        images, labels = self.data.part(self.data.split.validation)
-        logits = predict_logits(models["student"], images, self.data.config)
-        score = accuracy(logits, labels) - LOSS_WEIGHT * min(1.0, F.cross_entropy(logits, labels).item())
+        outputs, targets = self.validated(models["student"])
+        aim = self.data.aim
+        with torch.no_grad():
+            score = aim.score(outputs, targets) - LOSS_WEIGHT * min(1.0, aim.loss(outputs, targets).item())
         return score if annealed else score - AMID

@@ -54,6 +54,14 @@ class Ratio:
     measured: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One of several calls that took turns: its own times, and their ratio to those of the first."""
+
+    latency: Latency
+    ratio: Ratio
+
+
 def latency(call: Call, *, seconds: float = 1.0, warmup: float = 0.2, clock: Clock = time.perf_counter) -> Latency:
     """Time single calls, one after another.
 
@@ -72,8 +80,7 @@ def latency(call: Call, *, seconds: float = 1.0, warmup: float = 0.2, clock: Clo
         start = clock()
         while len(times) < 3 or clock() - start < seconds:
             times.append(_time(call, 1, clock))
-    p10, median, p90 = (1000 * _quantile(times, share) for share in (0.1, 0.5, 0.9))
-    return Latency(median_ms=median, p10_ms=p10, p90_ms=p90, runs=len(times))
+    return _latency(times)
 
 
 def ratio(
@@ -94,25 +101,60 @@ def ratio(
     Raises:
         UsageError: The width is not positive.
     """
+    return interleaved((ours, theirs), width=width, max_seconds=max_seconds, clock=clock)[1].ratio
+
+
+def interleaved(
+    calls: Sequence[Call], *, width: float = 0.04, max_seconds: float = 60.0, clock: Clock = time.perf_counter
+) -> list[Timing]:
+    """Time several calls in blocks that take turns, until the ratio of each to the first is known.
+
+    Give the first call once more at the end for the A/A row, whose interval should hold 1.
+
+    Args:
+        calls: One or more.
+        width: Stop when every ratio's interval has its upper end less than this share above its lower end.
+        max_seconds: Give up after this time; ratios that are not known by then say so.
+        clock: Tells the time in seconds.
+
+    Raises:
+        UsageError: The width is not positive.
+    """
     if width <= 0:
         raise UsageError(f"the width of a ratio's interval must be positive, not {width}")
+    times: list[list[float]] = [[] for _ in calls]
+    logs: list[list[float]] = [[] for _ in calls]
     with _undisturbed():
         begun = clock()
-        counts = [_calls_per_block(call, clock) for call in (ours, theirs)]
-        logs: list[float] = []
+        counts = [_calls_per_block(call, clock) for call in calls]
         while True:
-            blocks = [(ours, counts[0]), (theirs, counts[1])]
-            if len(logs) % 2:  # whoever goes second finds the caches warmer: take turns in that, too
-                theirs_time, ours_time = (_time(call, count, clock) / count for call, count in reversed(blocks))
-            else:
-                ours_time, theirs_time = (_time(call, count, clock) / count for call, count in blocks)
-            logs.append(math.log(theirs_time / ours_time))
-            low, high = _median_interval(logs)
-            measured = len(logs) >= BLOCKS and math.expm1(high - low) < width
-            if measured or clock() - begun >= max_seconds:
+            order = range(len(calls))
+            # Whoever goes second finds the caches warmer: take turns in that, too.
+            for index in reversed(order) if len(logs[0]) % 2 else order:
+                times[index] += [_time(calls[index], 1, clock) for _ in range(counts[index])]
+            means = [statistics.fmean(some[-count:]) for some, count in zip(times, counts, strict=True)]
+            for log, mean in zip(logs, means, strict=True):
+                log.append(math.log(mean / means[0]))
+            ratios = [_ratio(log, width) for log in logs]
+            if all(ratio.measured for ratio in ratios) or clock() - begun >= max_seconds:
                 break
-    value = math.exp(statistics.median(logs))
-    return Ratio(value=value, low=math.exp(low), high=math.exp(high), blocks=len(logs), measured=measured)
+    return [Timing(latency=_latency(some), ratio=ratio) for some, ratio in zip(times, ratios, strict=True)]
+
+
+def _ratio(logs: Sequence[float], width: float) -> Ratio:
+    low, high = _median_interval(logs)
+    return Ratio(
+        value=math.exp(statistics.median(logs)),
+        low=math.exp(low),
+        high=math.exp(high),
+        blocks=len(logs),
+        measured=len(logs) >= BLOCKS and math.expm1(high - low) < width,
+    )
+
+
+def _latency(times: Sequence[float]) -> Latency:
+    p10, median, p90 = (1000 * _quantile(times, share) for share in (0.1, 0.5, 0.9))
+    return Latency(median_ms=median, p10_ms=p10, p90_ms=p90, runs=len(times))
 
 
 def matrix_rate(dtype: torch.dtype = torch.float32, *, size: int = 1024, clock: Clock = time.perf_counter) -> float:

@@ -26,6 +26,12 @@ class PreNormBlock(core.Block, name="pre_norm_block"):
         x = self.residual1(x, self.mixer(self.norm1(x), ctx))
         return self.residual2(x, self.channel_mixer(self.norm2(x), ctx))
 
+    def deployed(self) -> core.Part:
+        """Both branches scaled by their own weights."""
+        self.residual1 = self.residual1.folded(self.mixer)
+        self.residual2 = self.residual2.folded(self.channel_mixer)
+        return self
+
 
 class MixerNormBlock(core.Block, name="mixer_norm_block"):
     """``residual(x, channel_mixer(norm(mixer(x))))``: one branch for both mixers, as in ConvNeXt (arXiv:2201.03545)."""
@@ -42,6 +48,11 @@ class MixerNormBlock(core.Block, name="mixer_norm_block"):
     def forward(self, x: Tensor, ctx: core.Context) -> Tensor:
         """One layer."""
         return self.residual(x, self.channel_mixer(self.norm(self.mixer(x, ctx)), ctx))
+
+    def deployed(self) -> core.Part:
+        """The branch scaled by its own weights."""
+        self.residual = self.residual.folded(self.channel_mixer)
+        return self
 
 
 def layer_block(layer: core.Config, channel_mixer: core.Config, norm: core.Config) -> core.Config:

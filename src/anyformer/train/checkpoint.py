@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 
 from anyformer.core.errors import AnyformerError, UsageError
+from anyformer.train import processes
 from anyformer.train.files import UNFINISHED, locked, read_sealed, write_sealed
 from anyformer.train.packing import pack, unpack
 
@@ -29,6 +30,8 @@ class Checkpoints:
     Each is a folder ``step-00000120`` of ``meta.json`` (format, step, configuration, versions), ``state.json``,
     ``tensors.safetensors`` and ``manifest.json`` (their SHA-256). An older one is deleted only after the new one has
     been read back and found good.
+
+    Where several processes train together, the first one writes and reads for all; every one makes the same calls.
 
     Saving takes memory for three copies of the state beside the state itself, and syncs six times to the disk.
 
@@ -49,11 +52,8 @@ class Checkpoints:
         self.directory, self.keep = Path(directory), keep
         self.config = json.loads(json.dumps(config, allow_nan=False))  # as it will be read back: tuples become lists
         self._damaged: set[int] = set()
-        with ExitStack() as held:
-            held.enter_context(locked(self.directory))
-            for unfinished in self.directory.glob(f"{PREFIX}*{UNFINISHED}"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            self._held = held.pop_all()
+        self._held = ExitStack()
+        processes.by_first(self._open)
 
     def __enter__(self) -> Self:
         return self
@@ -65,6 +65,14 @@ class Checkpoints:
         """Lets other writers in."""
         self._held.close()
 
+    def _open(self) -> None:
+        with ExitStack() as held:
+            held.enter_context(locked(self.directory))
+            for name in self._names():
+                if name.endswith(UNFINISHED):
+                    shutil.rmtree(self.directory / name, ignore_errors=True)
+            self._held = held.pop_all()
+
     def load(self) -> tuple[int, Any] | None:
         """The newest good checkpoint as (step, state), None where there has never been one.
 
@@ -74,6 +82,11 @@ class Checkpoints:
             UsageError: It is of another configuration, all differing keys told, or of a newer format.
             AnyformerError: There are checkpoints and all are damaged.
         """
+        found = processes.by_first(self._newest)
+        return None if found is None else (found[0], unpack(*found[1:]))
+
+    def _newest(self) -> tuple[int, bytes, bytes] | None:
+        """The newest good checkpoint as its step and what ``pack`` gave."""
         reasons = []
         for step in self._steps():
             try:
@@ -87,8 +100,8 @@ class Checkpoints:
                 continue
             self._check(step, meta)
             for reason in reasons:
-                warnings.warn(f"{reason}; going on from step {step}", CheckpointWarning, stacklevel=2)
-            return step, unpack(files["state.json"], files["tensors.safetensors"])
+                warnings.warn(f"{reason}; going on from step {step}", CheckpointWarning, stacklevel=4)
+            return step, files["state.json"], files["tensors.safetensors"]
         if reasons:
             raise AnyformerError(
                 f"no checkpoint in {self.directory} can be used: {'; '.join(reasons)}; restore one, or delete the "
@@ -106,6 +119,9 @@ class Checkpoints:
         Raises:
             AnyformerError: It could not be written, or came back changed; the earlier ones are as they were.
         """
+        processes.by_first(lambda: self._write(step, state))
+
+    def _write(self, step: int, state: Any) -> None:
         steps = self._steps()
         if step in steps and step not in self._damaged:
             return
@@ -125,9 +141,16 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """The steps of which there is a checkpoint, newest first."""
-        numbers = (path.name.removeprefix(PREFIX) for path in self.directory.glob(f"{PREFIX}*"))
+        numbers = (name.removeprefix(PREFIX) for name in self._names())
         steps = (int(number) for number in numbers if number.isdecimal() and number == f"{int(number):08d}")
         return sorted(steps, reverse=True)
+
+    def _names(self) -> list[str]:
+        """What lies in the folder. Raises AnyformerError where it cannot be read: taken for empty, it would start anew."""
+        try:
+            return [name for name in os.listdir(self.directory) if name.startswith(PREFIX)]
+        except OSError as error:
+            raise AnyformerError(f"cannot read {self.directory}: {error.strerror}; make it readable") from error
 
     def _path(self, step: int) -> Path:
         return self.directory / f"{PREFIX}{step:08d}"
@@ -154,12 +177,12 @@ class Checkpoints:
                 f"or name another folder"
             )
         for name, value in _machine().items():
-            if meta["machine"][name] != value:
+            if meta["machine"].get(name) != value:
                 warnings.warn(
-                    f"{self._path(step)} was made with {name} {meta['machine'][name]}, this is {value}: the run goes "
+                    f"{self._path(step)} was made with {name} {meta['machine'].get(name)}, this is {value}: the run goes "
                     f"on, but not to the same bits",
                     CheckpointWarning,
-                    stacklevel=3,
+                    stacklevel=5,
                 )
 
 
@@ -176,4 +199,4 @@ def differences(saved: Any, asked: Any, path: str = "") -> list[str]:
 
 
 def _machine() -> dict[str, Any]:
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": processes.count()}

@@ -37,11 +37,13 @@ def predict_logits(model: nn.Module, images: Tensor, data_config: dict[str, Any]
         batch_size: Pictures at a time, to bound memory.
 
     Returns:
-        ``(n, classes)`` float32.
+        ``(n, classes)`` float32, where the pictures are.
     """
     model.eval()
+    device = next((parameter.device for parameter in model.parameters()), images.device)
     with torch.no_grad():
-        return torch.cat([model(normalize(part, data_config)).float() for part in images.split(batch_size)])
+        parts = [model(normalize(part, data_config).to(device)).float() for part in images.split(batch_size)]
+    return torch.cat(parts).to(images.device)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

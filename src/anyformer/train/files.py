@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anyformer.core.errors import AnyformerError, UsageError
-from anyformer.core.files import MANIFEST, read_own, sync_folder, write_atomic
-
-__all__ = ["UNFINISHED", "locked", "read_sealed", "write_atomic", "write_sealed"]
+from anyformer.core.files import MANIFEST, manifest_of, read_own, sync_folder, write_synced
 
 UNFINISHED = ".part"  # the ending of what a killed run may leave behind
 
@@ -32,8 +30,8 @@ def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
         try:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
-            for name, data in {**files, MANIFEST: _manifest(files)}.items():
-                _write(beside / name, data)
+            for name, data in {**files, MANIFEST: manifest_of(files)}.items():
+                write_synced(beside / name, data)
             sync_folder(beside)
             os.rename(beside, folder)
         except BaseException:
@@ -56,7 +54,7 @@ def read_sealed(folder: Path) -> dict[str, bytes]:
         raise AnyformerError(f"{folder / MANIFEST} is missing")
     manifest = files.pop(MANIFEST)
     # Comparing the bytes, not the parsed content, leaves no bit of the manifest unguarded.
-    if manifest != _manifest(files):
+    if manifest != manifest_of(files):
         raise AnyformerError(_difference(folder, manifest, files))
     return files
 
@@ -80,16 +78,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _manifest(files: Mapping[str, bytes]) -> bytes:
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    return json.dumps({"sha256": digests}, indent=1, sort_keys=True).encode() + b"\n"
-
-
 def _difference(folder: Path, manifest: bytes, files: Mapping[str, bytes]) -> str:
     """Why the manifest is not that of the files."""
     try:
-        digests = dict(json.loads(manifest)["sha256"])
-    except (ValueError, LookupError, TypeError):
+        digests = {name: entry["sha256"] for name, entry in json.loads(manifest)["files"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
         return f"{folder / MANIFEST} is damaged"
     for name in sorted(digests.keys() - files.keys()):
         return f"{folder / name} is missing"
@@ -99,13 +92,6 @@ def _difference(folder: Path, manifest: bytes, files: Mapping[str, bytes]) -> st
         if hashlib.sha256(data).hexdigest() != digests[name]:
             return f"{folder / name} is damaged: its SHA-256 is not that of the manifest"
     return f"{folder / MANIFEST} is damaged"
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The record of a run: one JSON object a line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ class Log:
             write_atomic(self.path, "".join(kept).encode())
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a line."""
+        """Adds a line, through to the disk: a later checkpoint must not outlive it."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise AnyformerError(f"cannot write {self.path}: {error.strerror}; free space, then run again") from error

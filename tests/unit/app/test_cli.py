@@ -18,11 +18,11 @@ def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("list", "show", "verify", "fit", "predict"):
+    for command in ("list", "show", "verify", "fit", "predict", "measure", "compare", "export", "data"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("words", [("--help",), ("list",), ("list", "--json"), ("fit", "--help")])
+@pytest.mark.parametrize("words", [("--help",), ("list",), ("list", "--json"), ("fit", "--help"), ("export", "--help")])
 def test_listing_and_help_do_without_torch(words: tuple[str, ...]) -> None:
     blocked = "import sys; sys.modules['torch'] = None; from anyformer.app.cli import main; main(sys.argv[1:])"
     done = subprocess.run([sys.executable, "-c", blocked, *words], capture_output=True, text=True, timeout=60)

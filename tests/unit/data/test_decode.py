@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -256,3 +257,17 @@ def test_damage_inside_never_gives_anything_but_a_sentence(tmp_path):
             told += pixels is None
             assert str(path) in sentence if pixels is None else pixels.shape == (3, 8, 8)
     assert told > 20
+
+
+def test_without_pillow_the_remedy_is_told(tmp_path, monkeypatch):
+    path = saved(tmp_path, Image.fromarray(GREY), "PNG")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for read in (lambda: probe(path), lambda: resize(GREY, 8)):
+        with pytest.raises(UsageError, match=r"reading pictures needs Pillow: pip install"):
+            read()
+
+
+def test_arrays_in_colour_are_made_square_as_files_are(tmp_path):
+    path = saved(tmp_path, Image.fromarray(PIXELS[:20]), "PNG")
+    assert (resize(PIXELS[:20], 12) == decode(path, 12, 3)).all()
+    assert (resize(GREY[..., None], 12) == resize(GREY, 12)).all()

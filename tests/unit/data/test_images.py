@@ -1,6 +1,7 @@
 """Folders of pictures become labelled tensors; what is wrong with them is told in one sentence."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import torch
 from PIL import Image
 
 from anyformer.core.errors import UsageError
-from anyformer.data import images as reader
 from anyformer.data.decode import decode
 from anyformer.data.images import DIGITS_STEP, digits, load, read_folder
+from anyformer.data.split import split
 
 
 def picture(path, mode="L", side=(16, 16), seed=0):
@@ -75,13 +76,13 @@ def test_size_is_the_median_shorter_side_in_eights_within_bounds(folder):
 
 @pytest.mark.parametrize("size", [0, -8, 3, 1025])
 def test_size_out_of_range_is_refused(folder, size):
-    for source in (folder, "digits"):
+    for source in (folder, "digits", "glyphs"):
         with pytest.raises(UsageError, match=f"4 to 1024 pixels, not {size}"):
             load(source, size)
 
 
 def test_missing_source_tells_what_is_known(tmp_path):
-    with pytest.raises(UsageError, match=r"no folder .*digit.*built-in sets: digits; did you mean digits\?"):
+    with pytest.raises(UsageError, match=r"no folder .*digit.*built-in sets: digits, glyphs; did you mean digits\?"):
         load("digit")
     with pytest.raises(UsageError, match="no folder"):
         load(tmp_path / "nowhere")
@@ -97,8 +98,10 @@ def test_wrong_layouts_are_refused_with_the_remedy(folder, tmp_path):
     (empty / "cat").mkdir()
     with pytest.raises(UsageError, match="has 1 sub-folders"):
         load(empty)
-    with pytest.raises(UsageError, match="is a file; give a folder"):
+    with pytest.raises(UsageError, match="is neither a folder nor a table"):
         load(folder / "cat" / "0.png")
+    with pytest.raises(UsageError, match=r"0\.png cannot be listed \(Not a directory\); make it a readable folder"):
+        read_folder(folder / "cat" / "0.png")
     picture(folder / "loose.PNG")
     with pytest.raises(UsageError, match=r"loose\.PNG lies outside of the classes; move it"):
         load(folder)
@@ -158,19 +161,6 @@ def test_names_that_cannot_be_printed_are_refused(folder):
         load(folder)
 
 
-def test_more_than_the_memory_limit_is_refused_before_decoding(folder, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_BYTES", 8 * 16 * 16)
-    assert read_folder(folder).size == 16
-    monkeypatch.setattr(reader, "decode", None)
-    with pytest.raises(
-        UsageError, match=r"8 pictures, at 24 x 24 more than .* GiB of memory; use a size of at most 16"
-    ):
-        read_folder(folder, size=24)
-    monkeypatch.setattr(reader, "MAX_BYTES", 8)
-    with pytest.raises(UsageError, match="use fewer pictures"):
-        read_folder(folder)
-
-
 def test_digits_are_exact_and_reversible():
     from sklearn.datasets import load_digits
 
@@ -182,6 +172,12 @@ def test_digits_are_exact_and_reversible():
     assert digits(16).images.shape == (1797, 1, 16, 16)
 
 
+def test_without_scikit_learn_the_remedy_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UsageError, match="the digits come with scikit-learn: pip install"):
+        load("digits")
+
+
 def test_digest_follows_pixels_labels_and_names(folder):
     first = read_folder(folder)
     assert first.digest() == read_folder(folder).digest()
@@ -191,3 +187,57 @@ def test_digest_follows_pixels_labels_and_names(folder):
     renamed = read_folder(folder)
     (folder / "cat" / "3.png").rename(folder / "dog" / "z.png")
     assert len({data.digest() for data in (first, changed, renamed, read_folder(folder))}) == 4
+
+
+def test_folders_of_parts_keep_their_pictures(tmp_path, folder):
+    """Test pictures stay test pictures; validation is taken from training where it is not given."""
+    root = tmp_path / "parts"
+    for part, offset in {"train": 0, "test": 50}.items():
+        for number, name in enumerate(["dog", "cat"]):
+            (root / part / name).mkdir(parents=True)
+            for index in range(8 if part == "train" else 2):
+                picture(root / part / name / f"{index}.png", seed=offset + 10 * number + index)
+    (root / "about.json").write_text("{}")
+    data = load(root)
+    assert data.classes == ("cat", "dog")
+    assert data.names[0] == "train/cat/0.png"
+    for seed in range(3):
+        parts = data.split(seed)
+        assert {data.names[i].partition("/")[0] for i in parts.test} == {"test"}
+        assert len(parts.test) == 4
+        assert data.labels[parts.validation].tolist() == [0, 1]
+        assert len(parts.train) == 14
+    (root / "val" / "cat").mkdir(parents=True)
+    picture(root / "val" / "cat" / "x.png")
+    assert load(root).notes == ("the parts are those of the folders train and test",)
+    given = load(root)
+    assert [given.names[i] for i in given.split(0).validation] == ["val/cat/x.png"]
+    assert load(folder).given is None
+
+
+def test_classes_may_be_called_train_and_test(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            picture(tmp_path / name / f"{index}.png", seed=index)
+    assert load(tmp_path).classes == ("test", "train")
+
+
+def test_kind_and_columns_are_refused_where_they_have_no_meaning(folder):
+    with pytest.raises(UsageError, match="has classes; regression needs a table"):
+        load(folder, kind="regression")
+    with pytest.raises(UsageError, match="digits has classes"):
+        load("digits", kind="multilabel")
+    with pytest.raises(UsageError, match=r"is no table; columns can be named for \.csv"):
+        load(folder, target=["age"])
+    with pytest.raises(UsageError, match=r"no kind of target 'class'; known are .*did you mean classes"):
+        load(folder, kind="class")
+
+
+def test_split_of_a_folder_is_that_of_its_labels(folder):
+    data = load(folder)
+    assert data.split(3).digest() == split(data.labels, 3).digest()
+    images, labels = data.part(data.split(3).train)
+    assert torch.equal(images[:], data.images[data.split(3).train])
+    assert torch.equal(labels, data.labels[data.split(3).train])
+    assert data.where(2) == "cat/2.png"

@@ -128,7 +128,7 @@ def test_a_folder_that_is_no_fit_is_named(folder, files, exported, tmp_path):
     write_fit(tmp_path / "none", exported, None)
     assert "config.json says nothing of" in sentence(AnyformerError, tmp_path / "none", files)
     write_fit(tmp_path / "other", exported, {**DATA, "classes": ["cat", "dog"]})
-    assert "2 classes in config.json and 3 in model.onnx" in sentence(AnyformerError, tmp_path / "other", files)
+    assert "2 classes in config.json and 3 in its model" in sentence(AnyformerError, tmp_path / "other", files)
     (folder / "model.onnx").unlink()
     assert f"cannot read {folder / 'model.onnx'}" in sentence(AnyformerError, folder, files)
 

@@ -85,7 +85,7 @@ def test_heading_tells_the_result_in_one_sentence(tmp_path):
 def test_heading_tells_what_is_missing_or_missed(tmp_path):
     report = example()
     report["budget"]["met"] = False
-    report["baseline"]["accuracy"] = 1.0
+    report["baseline"]["score"] = 1.0
     heading = written(tmp_path, report).heading
     assert "over the budget latency<=2ms" in heading
     assert "0.4 points below the baseline" in heading
@@ -127,6 +127,49 @@ def test_environment_split_export_and_command_are_told(tmp_path):
         "170 s of 3 min",
     ):
         assert told in text
+
+
+@pytest.mark.usefixtures("no_front")
+def test_weights_precision_teacher_and_uneven_classes_are_told(tmp_path):
+    report = example()
+    report["candidates"][0]["start"] = "fresh: dir has no vit_micro/"
+    report["candidates"][2]["precision"] = report["budget"]["measured"]["precision"] = "int8"
+    report["export"]["int8"] = {"before": 0.98, "after": 0.975, "inputs": 359}
+    report["distillation"] = {"teacher": "swin_tiny", "score": 0.99, "n": 359}
+    report["test"]["balanced"] = 0.9
+    text = written(tmp_path, report).text
+    for told in (
+        "fresh: dir has no vit_micro/",
+        "winner, int8",
+        "taught by swin_tiny, accuracy 99.0 % on validation",
+        "float32 to int8 98.0 % to 97.5 %",
+        "mean of the classes' accuracies, test 90.0 %",
+        "column 'kind' is read as classes",
+    ):
+        assert told in text
+    report["distillation"] = {"teacher": None, "reason": "nobody could"}
+    assert "taught by nobody: nobody could" in written(tmp_path, report).text
+
+
+@pytest.mark.usefixtures("no_front")
+def test_labels_and_numbers_have_a_table_instead_of_a_confusion(tmp_path):
+    report = example()
+    report.update(kind="multilabel", metric="mean average precision", confusion=None)
+    report["columns"] = [
+        {"name": HOSTILE, "pictures": 1200, "precision": None, "recall": 0.5},
+        {"name": "b", "pictures": 3, "precision": 0.25, "recall": 1.0},
+    ]
+    page = written(tmp_path, report, [mistake()])
+    assert page.heading.startswith("edgenext_mini has mean average precision 0.996 on 270 test pictures")
+    for told in (
+        "Labels Of the test pictures; a label is given",
+        "1,200 \N{EN DASH} 0.5",
+        "b 3 0.25 1",
+        "The 1 worst of",
+    ):
+        assert told in page.text
+    assert "Confusion" not in page.text
+    assert HOSTILE in page.words
 
 
 @pytest.mark.usefixtures("no_front")
@@ -231,7 +274,7 @@ def paths(node, prefix=()):
 def test_whatever_is_missing_is_a_key_error(tmp_path):
     """But for what the page has no use for, and the environment, which is told as it is."""
     report = example()
-    untold = {("format",), ("mistakes",), ("budget", "limits", 0, "unit")}
+    untold = {("format",), ("columns",), ("validation", "interval"), ("mistakes",), ("budget", "limits", 0, "unit")}
     for path in sorted(set(paths(report)) - untold, key=str):
         if path[0] in ("mistakes", "environment") and len(path) > 1:
             continue

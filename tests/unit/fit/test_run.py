@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.fit.run import Fitted, fit
 
-from .small_fit import LATENCIES, write_costs, write_folder
+from .small_fit import LATENCIES, NAMES, write_costs, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def test_the_report_says_what_was_found(whole: Fitted) -> None:
     assert report["test"]["n"] == report["split"]["test"] == 12
     assert sum(map(sum, report["confusion"]["matrix"])) == 12
     right = sum(report["confusion"]["matrix"][i][i] for i in range(3))
-    assert report["test"]["accuracy"] == pytest.approx(right / 12)
+    assert report["test"]["score"] == pytest.approx(right / 12)
     assert report["export"]["inputs"] == 12
     assert report["export"]["max_error"] < 1e-5
     assert report["budget"]["met"]
@@ -70,6 +72,17 @@ def test_another_command_in_the_same_folder_is_refused_with_all_that_differs(who
         fit(data, budget="latency<=50ms", minutes=6, seed=1, out=whole.folder, trials=2)
 
 
+def same(resumed: Fitted, whole: Fitted) -> None:
+    assert resumed.report["model"] == whole.report["model"]
+    assert resumed.report["test"] == whole.report["test"]
+    for key in ("score", "steps", "on_front", "status"):
+        ours, theirs = ({c["name"]: c[key] for c in report["candidates"]} for report in (resumed.report, whole.report))
+        assert ours == theirs
+    ours, theirs = (load_file(fitted.folder / "model.safetensors") for fitted in (resumed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_interrupted_and_resumed_the_weights_are_the_same(whole: Fitted, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     write_costs(out, data)
@@ -84,21 +97,42 @@ def test_interrupted_and_resumed_the_weights_are_the_same(whole: Fitted, data: P
     report = json.loads((out / "report.json").read_bytes())
     assert report["interrupted"]
     assert report["test"] is None
-    resumed = fit(data, budget="latency<=100ms", minutes=5, out=out, trials=2)
-    assert resumed.report["model"] == whole.report["model"]
-    assert resumed.report["test"] == whole.report["test"]
-    for key in ("accuracy", "steps", "on_front", "status"):
-        ours, theirs = ({c["name"]: c[key] for c in report["candidates"]} for report in (resumed.report, whole.report))
-        assert ours == theirs
-    ours = load_file(out / "model.safetensors")
-    theirs = load_file(whole.folder / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    same(fit(data, budget="latency<=100ms", minutes=5, out=out, trials=2), whole)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from anyformer.fit.run import fit
+torch.set_num_threads(int(sys.argv[3]))
+def notify(what, share):
+    if what.startswith("Training " + sys.argv[4]) and "step 10" in what:
+        os.kill(os.getpid(), signal.SIGKILL)
+fit(sys.argv[1], budget="latency<=100ms", minutes=5, out=sys.argv[2], trials=2, notify=notify)
+"""
+
+
+def test_killed_and_resumed_the_weights_are_the_same(whole: Fitted, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    write_costs(out, data)
+    words = [str(data), str(out), str(torch.get_num_threads()), NAMES[1]]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "report.json").exists()
+    same(fit(data, budget="latency<=100ms", minutes=5, out=out, trials=2), whole)
+
+
+@pytest.mark.slow
+def test_interrupted_at_ten_random_moments_the_outcome_is_the_same(tmp_path: Path) -> None:
+    program = Path(__file__).parents[3] / "benchmarks" / "interrupt.py"
+    subprocess.run([sys.executable, program, "--out", str(tmp_path / "found.json")], check=True)
+    found = json.loads((tmp_path / "found.json").read_bytes())
+    assert found["equal"] == found["of"] == 10
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(data: Path, tmp_path: Path) -> None:
     write_costs(tmp_path / "run", data)
-    with pytest.raises(UsageError, match=r"nearest, convnext_micro, would be with latency<=0.55ms"):
+    with pytest.raises(UsageError, match=rf"nearest, {NAMES[0]}, would be with latency<=0.55ms"):
         fit(data, budget="latency<=0.1ms, params<=1M", minutes=5, out=tmp_path / "run", trials=2)
 
 
@@ -122,6 +156,7 @@ def test_a_damaged_run_file_is_named(data: Path, tmp_path: Path) -> None:
     [
         ({"minutes": 0}, "must be positive"),
         ({"trials": 0}, "must be positive"),
+        ({"device": "abacus"}, "there is no device 'abacus'"),
         ({"budget": "cheap"}, "cannot read 'cheap'"),
     ],
 )

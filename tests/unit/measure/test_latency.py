@@ -10,7 +10,7 @@ import torch
 
 from anyformer.core.errors import UsageError
 from anyformer.measure import latency as module
-from anyformer.measure.latency import Ratio, latency, matrix_rate, ratio
+from anyformer.measure.latency import Ratio, interleaved, latency, matrix_rate, ratio
 
 
 class Clock:
@@ -112,6 +112,41 @@ def test_what_does_not_settle_is_unmeasured():
     assert not result.measured
     hopeless = ratio(clock.call(10.0), clock.call(20.0), clock=clock, max_seconds=1.0)
     assert hopeless == Ratio(value=pytest.approx(2), low=0.0, high=math.inf, blocks=1, measured=False)
+
+
+def test_several_calls_take_turns_and_are_compared_with_the_first():
+    clock = Clock()
+    calls = [clock.call(0.04), clock.call(0.05), clock.call(0.01, 0.03)]
+    timings = interleaved([*calls, calls[0]], clock=clock)
+    assert [timing.ratio.value for timing in timings] == pytest.approx([1, 1.25, 0.5, 1])
+    assert all(timing.ratio.measured and timing.ratio.blocks == module.BLOCKS for timing in timings)
+    assert [timing.latency.median_ms for timing in timings] == pytest.approx([40, 50, 20, 40])
+    assert timings[2].latency.p90_ms == pytest.approx(30)
+    assert timings[0].latency.runs == module.BLOCKS
+
+
+def test_turns_are_taken_in_both_orders():
+    clock, order = Clock(), []
+
+    def side(name):
+        def work():
+            order.append(name)
+            clock.now += 0.02
+
+        return work
+
+    interleaved([side(name) for name in "abc"], clock=clock)
+    assert "".join(order[12:]) == "abccba" * (module.BLOCKS // 2)
+
+
+def test_all_go_on_until_the_last_ratio_is_known():
+    clock = Clock()
+    first, steady, restless = clock.call(0.04), clock.call(0.05), noisy(clock, 0.04, 7)
+    timings = interleaved([first, steady, restless], clock=clock, max_seconds=1000)
+    assert timings[2].ratio.measured
+    assert timings[1].ratio.blocks == timings[2].ratio.blocks > module.BLOCKS
+    hopeless = interleaved([first, noisy(clock, 0.04, 8, stalls=0.5)], clock=clock, max_seconds=10)
+    assert [timing.ratio.measured for timing in hopeless] == [True, False]
 
 
 def test_a_width_must_be_positive():

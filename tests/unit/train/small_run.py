@@ -1,4 +1,4 @@
-"""A run with everything that makes resuming hard: convolution, batch norm, dropout, shuffling, augmentation."""
+"""A run with everything that makes resuming hard: convolution, batch norm, dropout, averages, shuffling, augmentation."""
 
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def make_trainer(directory: Path | None = None, *, model_seed: int = 1, **change
     model = make_model(model_seed)
     arguments: dict[str, Any] = {
         "seed": 3,
+        "ema": 0.9,
         "every": 6,
         "save_every": 5,
         "evaluate": lambda models: accuracy(predict_logits(models["student"], IMAGES, config), LABELS),
@@ -56,6 +57,7 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         "step": trainer.step,
         "model": dict(role.model.state_dict()),
         "optimizer": role.optimizer.state_dict(),
+        "average": trainer.weights("student"),
         "best": vars(trainer.best),
         "log": [{**record, "seconds": None} for record in trainer.log.read()] if trainer.log else None,
     }

@@ -153,6 +153,18 @@ def test_failing_save_leaves_the_previous_one(directory):
     assert load(directory.with_name("moved")) == 20
 
 
+def test_folder_that_cannot_be_read_is_told_and_not_taken_for_empty(directory, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    with Checkpoints(directory, CONFIG) as store:
+        monkeypatch.setattr(checkpoint.os, "listdir", refused)
+        with pytest.raises(AnyformerError, match=r"cannot read .*run: Permission denied; make it readable"):
+            store.load()
+        with pytest.raises(AnyformerError, match="cannot read"):
+            store.save(30, state(30))
+
+
 def test_remains_of_a_killed_save_are_cleared_away(directory):
     (directory / "step-00000030.part").mkdir()
     (directory / "step-00000010-deleted.part").mkdir()

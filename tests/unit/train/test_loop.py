@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyformer.core.errors import AnyformerError
+from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.data.batches import Batch, Batches, data_config
 from anyformer.data.images import load
 from anyformer.data.split import split
@@ -203,3 +203,53 @@ def test_label_smoothing_and_accuracy():
     logs = logits.log_softmax(1)
     torch.testing.assert_close(loss, -(0.9 * logs[:, 0] + 0.1 * logs[:, 1]).mean())
     assert accuracy(*batch) == 0.5
+
+
+def test_accumulated_gradients_are_those_of_the_batch():
+    """Without batch norm, of which the parts see other statistics; 64 rows in 5 parts of 13 and 12."""
+    results = []
+    for parts in (1, 5):
+        torch.manual_seed(0)
+        models = {"first": nn.Linear(1, 1), "second": nn.Linear(1, 1)}
+        roles = {name: Role(model, torch.optim.SGD(model.parameters(), 0.01)) for name, model in models.items()}
+        losses = []
+        trainer = Trainer(roles, Together(), real, accumulate=parts)
+        trainer.run(5, progress=lambda step, values, losses=losses: losses.append(list(values.values())))
+        results.append((torch.tensor(losses), weights(models["first"]), weights(models["second"])))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(UsageError, match=r"accumulate must be at least 1 and ema in .*, got 0 and None"):
+        make_trainer(accumulate=0, ema=None)
+
+
+def test_averaged_weights_are_evaluated_and_given_but_not_trained():
+    def evaluate(models):
+        seen.append({name: value.clone() for name, value in models["student"].state_dict().items()})
+        return 0.0
+
+    plain, averaged, seen = make_trainer(ema=None), make_trainer(ema=0.75, every=1, evaluate=evaluate), []
+    expected = {name: value.clone() for name, value in averaged.models["student"].state_dict().items()}
+    for step in range(12):
+        averaged.run(step + 1)
+        weight = 1 - min(0.75, (1 + step) / (10 + step))
+        for name, value in averaged.models["student"].state_dict().items():
+            expected[name] = torch.lerp(expected[name], value, weight) if value.is_floating_point() else value.clone()
+        for name, value in expected.items():
+            torch.testing.assert_close(seen[-1][name], value)
+            assert torch.equal(averaged.weights("student")[name], seen[-1][name])
+    plain.run(12)
+    for name, value in plain.models["student"].state_dict().items():
+        assert torch.equal(averaged.models["student"].state_dict()[name], value)
+        assert torch.equal(plain.weights("student")[name], value)
+    assert not torch.equal(averaged.weights("student")["5.weight"], plain.weights("student")["5.weight"])
+    assert torch.equal(averaged.best.weights["student"]["5.weight"], seen[0]["5.weight"])
+    with pytest.raises(UsageError, match=r"ema in \[0, 1\), got 1 and 1"):
+        make_trainer(ema=1.0)
+
+
+def test_device_is_where_models_and_batches_go():
+    trainer = make_trainer(device="cpu")
+    trainer.run(2)
+    assert weights(trainer.models["student"]).device == torch.device("cpu")
+    with pytest.raises(UsageError, match="there is no device 'nowhere'"):
+        make_trainer(device="nowhere")

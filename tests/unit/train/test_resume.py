@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from anyformer.core.errors import AnyformerError, UsageError
+from anyformer.train import loop
+from anyformer.train.chance import capture
 from anyformer.train.checkpoint import Checkpoints, CheckpointWarning
+from anyformer.train.loop import Trainer
 from anyformer.train.packing import pack
 
 from .small_run import make_trainer, outcome
@@ -160,7 +163,7 @@ def test_full_disk_ends_the_run_and_the_previous_checkpoint_resumes(tmp_path, mo
     trainer.run(10)
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
-        with pytest.raises(AnyformerError, match=r"cannot write .*step-00000015: No space left on device"):
+        with pytest.raises(AnyformerError, match=r"cannot write .*log.jsonl: No space left on device"):
             trainer.run(STEPS)
     close(trainer)
     trainer = make_trainer(tmp_path, model_seed=2)
@@ -177,6 +180,37 @@ def test_model_that_the_configuration_did_not_tell_apart_is_refused(tmp_path):
     close(trainer)
     with pytest.raises(UsageError, match="other roles, models or optimizers"):
         make_trainer(tmp_path)
+
+
+def test_run_without_averages_does_not_go_on_from_one_with_them(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.run(3)
+    close(trainer)
+    with pytest.raises(UsageError, match=r"other roles.*: one of them has moving averages of weights and the other"):
+        make_trainer(tmp_path, ema=None)
+
+
+def test_other_device_is_told(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(Trainer, "_drawn_on", torch.device("meta"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "capture", lambda device: capture())
+        trainer._save()
+    close(trainer)
+    monkeypatch.undo()
+    with pytest.warns(CheckpointWarning, match="made on meta, this is cpu: the run goes on, but not to the same bits"):
+        make_trainer(tmp_path)
+
+
+def test_accumulated_run_resumes_to_the_same_bits(tmp_path):
+    whole = make_trainer(tmp_path / "whole", accumulate=3, bf16=True)
+    whole.run(STEPS)
+    close(whole)
+    for stop in (11, STEPS):
+        trainer = make_trainer(tmp_path / "parts", accumulate=3, bf16=True)
+        trainer.run(stop)
+        close(trainer)
+    assert bits(trainer) == bits(whole)
 
 
 def test_other_configuration_is_refused_before_anything_is_loaded(tmp_path):

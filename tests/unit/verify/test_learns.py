@@ -78,3 +78,9 @@ def test_a_field_without_a_task_is_named(monkeypatch):
 @pytest.mark.parametrize("name", ["convnext_mini", "edgenext_mini"])
 def test_small_models_learn_digits(name):
     assert learns(name).failures == ()
+
+
+def test_a_model_that_learns_nothing_is_seen(monkeypatch):
+    monkeypatch.setitem(TASKS, "vision", dataclasses.replace(EASY, learning_rate=0.0, epochs=1))
+    (failure,) = learns("convnext_micro").failures
+    assert "not by more than 0.3" in failure

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -90,3 +91,47 @@ def test_a_record_says_when_of_what_with_what_and_where():
     assert set(RECORD.machine) == {"processor", "cores", "system"}
     assert len(RECORD.commit) in (0, 40)
     json.dumps(RECORD.machine)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository of one file, under which the package seems to lie."""
+    package = tmp_path / "src" / "anyformer"
+    package.mkdir(parents=True)
+    (package / "part.py").write_text("")
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *arguments], check=True, timeout=60)
+    monkeypatch.setattr(ledger, "PACKAGE", package)
+    return package
+
+
+def test_a_record_says_whether_the_code_was_that_of_its_commit(repository):
+    state = ledger.code()
+    assert len(state["commit"]) == 40
+    assert not state["modified"]
+    (repository / "ledger.jsonl").write_text("a record is no change of the code")
+    assert ledger.code() == state
+    (repository / "part.py").write_text("changed = 1\n")
+    assert ledger.code() == {**state, "modified": True}
+
+
+def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "PACKAGE", tmp_path / "site-packages" / "anyformer")
+    assert ledger.code() == {"commit": "", "modified": False}
+
+
+def test_without_git_there_is_no_commit(repository, monkeypatch):
+    monkeypatch.setattr(ledger, "which", lambda name: None)
+    assert ledger.code() == {"commit": "", "modified": False}
+
+
+def test_a_library_that_is_not_there_has_no_version(monkeypatch):
+    monkeypatch.setattr(ledger, "LIBRARIES", ("torch", "no-such-library"))
+    assert set(ledger.surroundings()["versions"]) == {"python", "torch"}
+
+
+def test_a_line_of_another_kind_is_named(path):
+    path.write_text("[1, 2]\n")
+    with pytest.raises(AnyformerError, match="line 1"):
+        read(path)

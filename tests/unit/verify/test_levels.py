@@ -73,3 +73,25 @@ def test_built_runs_small_models(monkeypatch):
     monkeypatch.setattr(levels.behaviour, "CHECKS", {"one": lambda make: [make.args[0]]})
     assert built("vit_micro").failures == ("vit_micro",)
     assert built("vit_tiny_patch16_224").failures == ()
+
+
+def test_a_check_that_fails_keeps_a_model_from_being_built(monkeypatch):
+    monkeypatch.setitem(levels.structure.CHECKS, "paths", lambda model: ["a module is missing"])
+    assert built("vit_tiny_patch16_224").failures == ("a module is missing",)
+
+
+def test_the_index_is_renewed_beside_the_ledger_of_the_package_alone(recorded, monkeypatch):
+    renewed = []
+    monkeypatch.setattr(levels.index, "write", lambda: renewed.append(len(ledger.read(recorded))))
+    verify("vit", ["built"], ["vit_micro"], path=recorded)
+    assert renewed == []
+    monkeypatch.setattr(ledger, "LEDGER", recorded)
+    verify("vit", ["built"], ["vit_micro"], path=recorded)
+    assert renewed == [2]
+
+
+def test_a_record_says_how_long_it_took(recorded, monkeypatch):
+    moments = iter([10.0, 12.54])
+    monkeypatch.setattr(levels.time, "monotonic", lambda: next(moments))
+    (record,) = verify("vit", ["built"], ["vit_micro"], path=recorded)
+    assert record.seconds == 2.5

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from anyformer.core.errors import UsageError
+from anyformer.verify import oracles
 from anyformer.verify.oracles import oracle, oracle_stages_and_scores
 
 
@@ -40,3 +41,11 @@ def test_without_timm_the_remedy_is_named(monkeypatch):
 def test_a_model_that_timm_has_not_is_named():
     with pytest.raises(UsageError, match="no model is named 'vit_mikro'"):
         oracle("vit_mikro")
+
+
+def test_a_model_of_ours_that_timm_has_not_is_named(monkeypatch):
+    monkeypatch.setattr(oracles, "SMALL", {**oracles.SMALL, "vit_micro": ("vit_of_tomorrow", {}, 0)})
+    with pytest.raises(
+        UsageError, match="timm has no 'vit_of_tomorrow', so there is nothing to hold vit_micro against"
+    ):
+        oracle("vit_micro")

@@ -27,3 +27,7 @@ class MLP(core.ChannelMixer, name="mlp"):
     def forward(self, x: Tensor, ctx: core.Context) -> Tensor:
         """Widen, activate, narrow."""
         return self.fc2(self.fc1(x, self.config.activation))
+
+    def scaled(self, scale: Tensor) -> bool:
+        """By the last product."""
+        return self.fc2.scaled(scale)

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from anyformer import core
+from anyformer.core.part import filled
 from anyformer.ops.linear import Activation, linear
 
 
@@ -31,3 +32,15 @@ class Linear(core.LinearPart, name="linear"):
     def forward(self, x: Tensor, act: Activation | None = None, add: Tensor | None = None) -> Tensor:
         """The product, then ``act``, then ``add``."""
         return linear(x, self.weight, self.bias, act, add)
+
+    def scaled(self, scale: Tensor) -> bool:
+        """By rows."""
+        self.weight *= scale[:, None]
+        if self.bias is not None:
+            self.bias *= scale
+        return True
+
+    def after(self, scale: Tensor, shift: Tensor) -> core.Part:
+        """The linear layer that gives for ``x`` what this one gives for ``x * scale + shift``; it has a bias."""
+        bias = self.weight @ shift if self.bias is None else self.weight @ shift + self.bias
+        return filled(self.config.replace(bias=True), {"weight": self.weight * scale, "bias": bias})

@@ -45,3 +45,7 @@ class ScaledResidual(core.Residual, name="scaled_residual"):
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """Join."""
         return x + drop_path(branch * self.gamma, self.config.drop_path, self.training)
+
+    def folded(self, branch: core.Part) -> core.Part:
+        """The plain join, where the branch takes gamma in."""
+        return PlainResidual.Config(drop_path=self.config.drop_path).build() if branch.scaled(self.gamma) else self

@@ -40,3 +40,7 @@ class Attention(core.TokenMixer, name="attention"):
         keep = None if ctx.mask is None else ctx.mask[:, None, None, :]
         mixed = attention(q, k, v, scale=config.scale, bias=keep)
         return self.proj(mixed.transpose(1, 2).flatten(2)).view(x.shape)
+
+    def scaled(self, scale: Tensor) -> bool:
+        """By the last product."""
+        return self.proj.scaled(scale)

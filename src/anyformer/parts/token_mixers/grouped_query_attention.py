@@ -37,8 +37,9 @@ class GroupedQueryAttention(core.TokenMixer, name="grouped_query_attention"):
         """Attend causally over the tokens."""
         config: GroupedQueryAttention.Config = self.config
         batch, count, _ = x.shape
-        heads = self.qkv(x).view(batch, count, -1, config.head_dim).transpose(1, 2)
-        q, k, v = heads.split((config.kv_heads * config.group, config.kv_heads, config.kv_heads), dim=1)
+        roles = (config.kv_heads * config.group, config.kv_heads, config.kv_heads)
+        heads = self.qkv(x).view(batch, count, sum(roles), config.head_dim).transpose(1, 2)
+        q, k, v = heads.split(roles, dim=1)
         if self.position is not None:
             positions = torch.arange(count, device=x.device) if ctx.positions is None else ctx.positions[:, None]
             q, k = self.position(q, positions), self.position(k, positions)

@@ -80,7 +80,7 @@ class CrossCovarianceAttention(core.TokenMixer, name="cross_covariance_attention
         q, k, v = qkv.permute(2, 0, 3, 4, 1).unbind(0)  # (batch, heads, head_dim, tokens)
         q, k = F.normalize(q, dim=-1, eps=config.eps), F.normalize(k, dim=-1, eps=config.eps)
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)
-        return self.proj((weights @ v).permute(0, 3, 1, 2).reshape(batch, count, -1)).view(x.shape)
+        return self.proj((weights @ v).permute(0, 3, 1, 2).flatten(2)).view(x.shape)
 
 
 class FourierPosition(core.Part, name="fourier_position"):

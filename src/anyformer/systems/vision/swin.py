@@ -65,15 +65,15 @@ def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     batch, height, width, channels = x.shape
     rows, columns = window
     x = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
-    return x.transpose(2, 3).reshape(batch, -1, rows * columns, channels)
+    return x.transpose(2, 3).reshape(batch, (height // rows) * (width // columns), rows * columns, channels)
 
 
 def from_windows(x: Tensor, window: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """The inverse of :func:`to_windows`."""
     rows, columns = window
     height, width = grid
-    x = x.reshape(x.shape[0], height // rows, width // columns, rows, columns, -1)
-    return x.transpose(2, 3).reshape(x.shape[0], height, width, -1)
+    x = x.reshape(x.shape[0], height // rows, width // columns, rows, columns, x.shape[-1])
+    return x.transpose(2, 3).reshape(x.shape[0], height, width, x.shape[-1])
 
 
 class WindowAttention(core.TokenMixer, name="window_attention"):

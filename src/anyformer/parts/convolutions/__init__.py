@@ -1,0 +1,1 @@
+"""Convolutions on features, and what is made of them."""

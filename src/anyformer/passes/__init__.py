@@ -1,0 +1,1 @@
+"""Passes: models in, models out, by `apply(models, data) -> (models, record)`."""

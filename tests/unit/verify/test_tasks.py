@@ -1,0 +1,80 @@
+"""The tasks on which systems must learn are whole, and the baseline is what it says."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+import anyformer as af
+from anyformer.core import registry
+from anyformer.core.errors import UsageError
+from anyformer.verify.learns import QUANTILES
+from anyformer.verify.tasks import TASKS, logistic_regression
+
+
+def pictures(labels, seed=0):
+    """Dark and bright pictures by label, with noise."""
+    noise = torch.randint(0, 60, (len(labels), 1, 4, 4), generator=torch.Generator().manual_seed(seed))
+    return (noise + 150 * labels[:, None, None, None]).to(torch.uint8)
+
+
+LABELS = torch.arange(40) % 2
+
+
+def test_the_baseline_learns_what_a_line_can_divide():
+    predicted = logistic_regression(pictures(LABELS), LABELS, pictures(1 - LABELS, seed=1))
+    assert predicted.dtype == torch.int64
+    assert torch.equal(predicted, 1 - LABELS)
+
+
+def test_the_baseline_depends_on_the_training_labels():
+    predicted = logistic_regression(pictures(LABELS), 1 - LABELS, pictures(LABELS, seed=1))
+    assert torch.equal(predicted, 1 - LABELS)
+
+
+def test_the_baseline_sees_each_test_picture_by_itself():
+    train, test, order = pictures(LABELS), pictures(LABELS, seed=1), torch.randperm(40)
+    together = logistic_regression(train, LABELS, test)
+    assert torch.equal(logistic_regression(train, LABELS, test[order]), together[order])
+    assert torch.equal(logistic_regression(train, LABELS, test[:3]), together[:3])
+
+
+def test_the_baseline_is_deterministic():
+    given = pictures(LABELS), LABELS, pictures(torch.zeros(40, dtype=torch.int64), seed=2)
+    torch.manual_seed(1)
+    first = logistic_regression(*given)
+    torch.manual_seed(2)
+    assert torch.equal(logistic_regression(*given), first)
+
+
+def test_without_scikit_learn_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(UsageError, match=r'scikit-learn: pip install "anyformer\[fit\]"'):
+        logistic_regression(pictures(LABELS), LABELS, pictures(LABELS))
+
+
+@pytest.mark.parametrize("field", TASKS)
+def test_a_task_can_be_judged(field):
+    task = TASKS[field]
+    assert len(set(task.seeds)) == len(task.seeds) == 5
+    assert len(task.seeds) - 1 in QUANTILES
+    assert 0 < task.margin < 1
+    assert 0 <= task.warmup < 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        task.margin = 0.0
+
+
+@pytest.mark.parametrize("field", TASKS)
+def test_every_system_of_the_field_takes_the_pictures_of_its_task(field):
+    task = TASKS[field]
+    data = task.data()
+    assert data.images.dtype == torch.uint8
+    assert len(data.images) == len(data.labels)
+    assert task.model["num_classes"] == len(data.labels.unique())
+    for system in registry.systems().values():
+        if system.field == field:
+            with torch.device("meta"):
+                model = af.create_model(system.small[-1], **task.model)
+                scores = model(torch.empty(2, *data.images.shape[1:]))
+            assert scores.shape == (2, task.model["num_classes"])
