@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase as fnmatch
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ class System:
         published: figures as printed, by model name.
         keys: format name -> key map between the format's names and ours, for a spec.
         data_config: ``data_config(name)`` gives mean, standard deviation, size, crop and interpolation.
+        inert: parameters, by shell pattern, that the architecture has and nothing depends on -> why.
     """
 
     paper: Paper
@@ -67,6 +69,11 @@ class System:
     published: Mapping[str, Published]
     keys: "Mapping[str, Callable[[Config], KeyMap]]"
     data_config: Callable[[str], dict[str, Any]]
+    inert: Mapping[str, str]
+
+    def is_inert(self, parameter: str) -> bool:
+        """Whether nothing depends on a parameter of ours."""
+        return any(fnmatch(parameter, pattern) for pattern in self.inert)
 
 
 @cache
@@ -83,6 +90,7 @@ def systems() -> dict[str, System]:
             published=module.PUBLISHED,
             keys=module.KEYS,
             data_config=module.data_config,
+            inert=getattr(module, "INERT", {}),
         )
         for module in _walk("anyformer.systems")
         if hasattr(module, "PAPER")

@@ -24,6 +24,8 @@ class Classification:
     def losses(self, role: str, models: Mapping[str, nn.Module], batch: Batch, step: int) -> Tensor:
         """The mean loss of the batch, a float32 scalar whatever the data type of the logits."""
         logits = models[role](batch.images)
+        if isinstance(logits, tuple):  # of several heads, whose mean is the answer after training
+            logits = torch.stack(logits).mean(0)
         return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.smoothing)
 
 

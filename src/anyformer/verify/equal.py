@@ -60,18 +60,25 @@ def equal(name: str) -> Evidence:
     """
     native = registry.system_of(name).data_config(name)["size"]
     comparisons = [compare(name, (native[0], native[1]), batch=1), compare(name, OTHER_SIZE, batch=2)]
-    moved = movements_of(name)
+    system, moved = registry.system_of(name), movements_of(name)
+    inert = {parameter: moved.pop(parameter) for parameter in list(moved) if system.is_inert(parameter)}
     weakest = min(moved, key=lambda parameter: moved[parameter])
     figures = {
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "parameters": len(moved),
         "weakest": {"parameter": weakest, "movement": moved[weakest]},
+        **({"inert": dict(system.inert)} if inert else {}),
     }
     failures = [failure for comparison in comparisons for failure in comparison.failures()]
     failures += [
         f"scaling {parameter} moves what is compared by {movement:.1e}, not more than {LEAST_MOVEMENT:g}"
         for parameter, movement in moved.items()
         if not movement > LEAST_MOVEMENT
+    ]
+    failures += [
+        f"scaling {parameter}, which is said to be inert, moves what is compared by {movement:.1e}"
+        for parameter, movement in inert.items()
+        if movement > LEAST_MOVEMENT
     ]
     return Evidence(figures, tuple(failures))
 
@@ -95,7 +102,8 @@ def compare(name: str, image: tuple[int, int], batch: int) -> Comparison:
     """Compare a model with its oracle at one image size.
 
     Both hold the same memory for their weights, and their gradients are compared and dropped one by one as they arise,
-    so that the peak is twice the weights in float64 and the activations of one model.
+    so that the peak is twice the weights in float64 and the activations of one model. Gradients of inert parameters are
+    zero but for rounding, on both sides, and are left out.
     """
     ours = filled(name, image)
     theirs = oracle(name, img_size=image)
@@ -107,6 +115,7 @@ def compare(name: str, image: tuple[int, int], batch: int) -> Comparison:
     gradients = key_map(ours, FORMAT).dump(gradients)
     ours.zero_grad()
     errors = _compare_gradients(theirs, gradients)
+    inert = _inert(ours)
     their_tensors, their_image_gradient = _run(theirs, oracle_stages_and_scores, images)
 
     with torch.no_grad():
@@ -117,7 +126,9 @@ def compare(name: str, image: tuple[int, int], batch: int) -> Comparison:
         outputs=relative_error(our_tensors[-1], their_tensors[-1]),
         features=_worst(our_tensors[:-1], their_tensors[:-1]),
         input_gradient=relative_error(our_image_gradient, their_image_gradient),
-        parameter_gradients=max(errors.values()) if errors.keys() == gradients.keys() else math.inf,
+        parameter_gradients=max(error for key, error in errors.items() if key not in inert)
+        if errors.keys() == gradients.keys()
+        else math.inf,
         float32=_worst(our_singles, their_singles),
     )
 
@@ -129,6 +140,13 @@ def _run(model: Any, pass_: Callable[[Any, Tensor], list[Tensor]], images: Tenso
     (tensors[-1] * uniform("cotangent", tuple(tensors[-1].shape))).sum().backward()
     assert images.grad is not None
     return [tensor.detach() for tensor in tensors], images.grad
+
+
+def _inert(model: Model) -> set[str]:
+    """The oracle's names of the parameters that nothing depends on."""
+    is_inert = registry.system_of(model.model_name).is_inert
+    marks = {k: torch.tensor(is_inert(k)).expand(p.shape) for k, p in model.named_parameters()}
+    return {key for key, mark in key_map(model, FORMAT).dump(marks).items() if mark.any()}
 
 
 def _compare_gradients(theirs: nn.Module, ours: dict[str, Tensor]) -> dict[str, float]:

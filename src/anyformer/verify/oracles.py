@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from anyformer.core import registry
 from anyformer.core.errors import UsageError
 
-SIZED = ("vit", "swin")  # systems whose models are made for one image size; the others take any
+SIZED = ("vit", "swin", "deit")  # systems whose models are made for one image size; the others take any
 
 # Our small sizes are nobody's, so the oracle is the nearest published class built with the same numbers: its name, its
 # options, and the stages of theirs that ours has (their pyramids always have four).
@@ -28,6 +28,10 @@ SMALL: dict[str, tuple[str, dict[str, Any], int]] = {
         {"window_size": 4, "embed_dim": 64, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
         0,
     ),
+    "deit_micro": ("deit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 48, "depth": 4, "num_heads": 2}, 0),
+    "deit_mini": ("deit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 4}, 0),
+    "poolformer_micro": ("poolformer_s12", {"depths": (2, 2, 2), "dims": (32, 64, 128)}, 0),
+    "poolformer_mini": ("poolformer_s12", {"depths": (2, 2, 4), "dims": (48, 96, 192)}, 0),
     "convnext_micro": ("convnext_tiny", {"depths": (2, 2, 2, 1), "dims": (32, 64, 128, 128)}, 3),
     "convnext_mini": ("convnext_tiny", {"depths": (2, 2, 4, 1), "dims": (48, 96, 192, 192)}, 3),
     "edgenext_micro": (
@@ -62,7 +66,8 @@ def oracle(name: str, *, img_size: tuple[int, int] | None = None, num_classes: i
         options = {**options, "img_size": img_size or tuple(side)}
     if theirs not in timm.list_models():
         raise UsageError(f"timm has no {theirs!r}, so there is nothing to hold {name} against")
-    model: Any = timm.create_model(theirs, num_classes=num_classes, drop_path_rate=0.0, **options)
+    create = _poolformer if slug == "metaformer" and options else timm.create_model
+    model: Any = create(theirs, num_classes=num_classes, drop_path_rate=0.0, **options)
     if stages:
         del model.stages[stages:]
     return model.eval()
@@ -78,6 +83,24 @@ def oracle_stages_and_scores(model: nn.Module, images: Tensor) -> list[Tensor]:
     theirs: Any = model
     final, features = theirs.forward_intermediates(images, norm=False, output_fmt="NCHW")
     return [*(feature.movedim(1, -1) for feature in features), theirs.forward_head(final)]
+
+
+def _poolformer(name: str, **options: Any) -> nn.Module:
+    """A PoolFormer of other numbers, which timm's functions of the published sizes do not take."""
+    from timm.layers.norm import GroupNorm1
+    from timm.models import metaformer
+
+    return metaformer._create_metaformer(
+        name,
+        downsample_norm=None,
+        mlp_act=nn.GELU,
+        mlp_bias=True,
+        norm_layers=GroupNorm1,
+        res_scale_init_values=None,
+        layer_scale_init_values=1e-5,
+        use_mlp_head=False,
+        **options,
+    )
 
 
 def _timm() -> Any:

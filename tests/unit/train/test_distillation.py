@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import anyformer as af
 from anyformer.core.errors import UsageError
 from anyformer.data.batches import Batch
 from anyformer.parts.heads.distilled import DistilledScores
+from anyformer.train.classification import Classification
 from anyformer.train.distillation import Distillation
 from anyformer.train.loop import Role, Trainer
 from anyformer.train.schedule import adamw
@@ -146,6 +148,14 @@ def test_a_short_training_lessens_the_loss_and_leaves_the_teacher_as_it_is(kind,
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert (model.training, teacher.training) == (True, False)
+
+
+def test_without_a_teacher_both_tokens_learn_from_the_labels():
+    model, plain = student("token").train(), Classification(smoothing=0.1)
+    found = plain.losses("student", {"student": model}, batch(0), 0)
+    label, teacher = model(batch(0).images)
+    mean = F.cross_entropy((label + teacher) / 2, batch(0).labels, label_smoothing=0.1)
+    assert torch.allclose(found, mean)
 
 
 def test_tokens_of_two_sources_come_to_two_answers():

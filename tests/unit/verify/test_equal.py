@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from anyformer.core import registry
 from anyformer.verify import equal as module
 from anyformer.verify.equal import LIMITS, Comparison, compare, relative_error
 
@@ -65,6 +66,13 @@ def test_single_precision_that_differs_is_seen(monkeypatch):
     monkeypatch.setattr(module, "stages_and_scores", wrong_in_float32)
     (failure,) = compare("convnext_micro", (32, 32), batch=1).failures()
     assert failure.startswith("float32")
+
+
+def test_a_parameter_that_is_said_to_be_inert_must_be(monkeypatch):
+    system = replace(registry.system_of("convnext_micro"), inert={"head.linear.bias": "a wrong claim"})
+    monkeypatch.setattr(registry, "system_of", lambda name: system)
+    (failure,) = module.equal("convnext_micro").failures
+    assert failure.startswith("scaling head.linear.bias, which is said to be inert, moves what is compared by")
 
 
 def test_an_inert_parameter_is_listed(monkeypatch):
