@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anyformer.core import registry
 from anyformer.core.model import Model
 from anyformer.core.store import create_model, dump_weights, key_map
 from anyformer.verify.evidence import Evidence
-from anyformer.verify.filling import fill, uniform
+from anyformer.verify.filling import fill, settle, uniform
 from anyformer.verify.oracles import oracle, oracle_stages_and_scores
 from anyformer.verify.sensitivity import movements, stages_and_scores
 
@@ -95,6 +96,7 @@ def filled(name: str, image: tuple[int, int]) -> Model:
     """A model with deterministic weights, float64, in evaluation mode."""
     model = cast(Model, create_model(name, img_size=image)).double().eval()
     fill(model)
+    settle(model, uniform("moments", (2, 3, *image)).double())
     return model
 
 
@@ -136,8 +138,9 @@ def compare(name: str, image: tuple[int, int], batch: int) -> Comparison:
 def _run(model: Any, pass_: Callable[[Any, Tensor], list[Tensor]], images: Tensor) -> tuple[list[Tensor], Tensor]:
     """Features and scores, and the gradient of the images; those of the parameters are left in them."""
     images = images.clone().requires_grad_()
-    tensors = pass_(model, images)
-    (tensors[-1] * uniform("cotangent", tuple(tensors[-1].shape))).sum().backward()
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel keeps float32 sums for its gradient, whatever the type
+        tensors = pass_(model, images)
+        (tensors[-1] * uniform("cotangent", tuple(tensors[-1].shape))).sum().backward()
     assert images.grad is not None
     return [tensor.detach() for tensor in tensors], images.grad
 

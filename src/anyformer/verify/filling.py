@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.data.seeds import derive_seed
+from anyformer.parts.norms.batch_norm import BatchNorm
 
 SPREAD = 0.2  # around 1 of what scales, around 0 of what is added: enough to matter, too little to grow with depth
 
@@ -26,6 +27,24 @@ def fill(model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(_values(name, tuple(parameter.shape)))
+
+
+@torch.no_grad()
+def settle(model: nn.Module, raw: Tensor) -> None:
+    """Give every batch norm the moments that it meets on ``raw``, else nothing keeps activations of order 1.
+
+    The model is left in evaluation mode; one without batch norms is left as it is.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    if not norms:
+        return
+    kept = [norm.config for norm in norms]
+    for norm in norms:
+        norm.config = norm.config.replace(momentum=1.0)  # the last batch alone counts
+    model.train()(raw)
+    model.eval()
+    for norm, config in zip(norms, kept, strict=True):
+        norm.config = config
 
 
 def _values(name: str, shape: tuple[int, ...]) -> Tensor:

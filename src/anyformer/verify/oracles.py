@@ -44,6 +44,21 @@ SMALL: dict[str, tuple[str, dict[str, Any], int]] = {
         {"depths": (2, 3, 3, 1), "dims": (48, 96, 160, 160), "heads": (4, 4, 4, 4)},
         3,
     ),
+    "fastvit_micro": (
+        "fastvit_t8",
+        {"layers": (2, 2, 2), "embed_dims": (32, 64, 128), "mlp_ratios": (3, 3, 3)},
+        0,
+    ),
+    "fastvit_mini": (
+        "fastvit_sa12",
+        {
+            "layers": (2, 2, 4),
+            "embed_dims": (48, 96, 192),
+            "mlp_ratios": (3, 3, 3),
+            "token_mixers": ("repmixer", "repmixer", "attention"),
+        },
+        0,
+    ),
 }
 
 

@@ -82,6 +82,10 @@ class CrossCovarianceAttention(core.TokenMixer, name="cross_covariance_attention
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)
         return self.proj((weights @ v).permute(0, 3, 1, 2).flatten(2)).view(x.shape)
 
+    def scaled(self, scale: Tensor) -> bool:
+        """By the last product."""
+        return self.proj.scaled(scale)
+
 
 class FourierPosition(core.Part, name="fourier_position"):
     """Sines and cosines of the row and of the column, mapped to ``dim`` channels (DETR's encoding, arXiv:2005.12872).
@@ -169,6 +173,11 @@ class SDTA(core.TokenMixer, name="sdta"):
         if self.position is not None:
             x = x + self.position(grid, x)
         return self.residual(x, self.attention(self.norm(x), ctx))
+
+    def deployed(self) -> core.Part:
+        """The attention scaled by its own weights."""
+        self.residual = self.residual.folded(self.attention)
+        return self
 
 
 SIZES: dict[str, dict[str, Any]] = {
