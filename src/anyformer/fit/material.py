@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from anyformer.core.errors import AnyformerError
 from anyformer.core.model import Model
 from anyformer.core.store import create_model
-from anyformer.data.augment import Augmentation
 from anyformer.data.batches import Batches, data_config, normalize
 from anyformer.data.imageset import ImageSet
 from anyformer.data.pixels import Pixels
 from anyformer.data.seeds import derive_seed
 from anyformer.data.split import Split
 from anyformer.fit.aims import Aim, Learning, aim_of
+from anyformer.fit.augmenting import augmentation
 from anyformer.fit.candidates import Candidate
 from anyformer.fit.pretrained import Weights
 from anyformer.train.chance import preserved
@@ -67,6 +67,11 @@ class Data:
     def batch(self) -> int:
         """Pictures a batch."""
         return min(BATCH, len(self.split.train))
+
+    @property
+    def epoch(self) -> int:
+        """Steps in which every training picture is seen once."""
+        return len(self.split.train) // self.batch
 
     @property
     def outputs(self) -> int:
@@ -128,7 +133,9 @@ class Data:
     def batches(self, seed: int) -> Batches:
         """The training batches by step."""
         images, labels = self.part(self.split.train)
-        return Batches(images, labels, self.config, size=self.batch, seed=seed, augmentation=Augmentation())
+        return Batches(
+            images, labels, self.config, size=self.batch, seed=seed, augmentation=augmentation(self.pictures.size)
+        )
 
     def train_step(self, model: nn.Module) -> Callable[[], None]:
         """One training step of a model, as it will be trained, to be timed."""

@@ -7,6 +7,7 @@ weights. The clock only ever cuts a run short.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from statistics import median
 
 from anyformer.fit.costs import Costs
 
@@ -16,6 +17,8 @@ SURVIVORS = 3  # one in this many goes on to the next rung
 REPORT_SECONDS = 12.0  # for the baseline, the pictures and the page
 MARGIN = 0.92  # training steps on a busy machine take longer than those that were timed
 LEAST_SHARE = 0.3  # of the minutes goes to training, whatever measuring took
+FEW_EPOCHS = 20  # for a finalist; below, one is better trained alone than two by halves
+SEMIFINAL_SHARE = 0.15  # of the training time, where one is left alone in the end
 LEAST_STEPS = 20
 TEACHER_SHARE = 0.25  # of the training time goes to a teacher, where one is wanted
 LEAST_LESSONS = 200  # steps, without which a teacher knows too little
@@ -42,13 +45,18 @@ def training_seconds(minutes: float, costs: Mapping[str, Costs]) -> float:
     return max(MARGIN * (total - spent), LEAST_SHARE * total)
 
 
-def rungs(count: int, minutes: float, costs: Mapping[str, Costs], *, taught: bool = False) -> tuple[Rung, ...]:
+def rungs(
+    count: int, minutes: float, costs: Mapping[str, Costs], *, epoch: int = 0, taught: bool = False
+) -> tuple[Rung, ...]:
     """The rungs for ``count`` candidates: time shared by fewer from rung to rung, most of it by the finalists.
+
+    Where the finalists would see the pictures only a few times, one of them is left to do so alone in the end.
 
     Args:
         count: candidates within the budget.
         minutes: of the whole run.
         costs: of all that were measured.
+        epoch: steps in which every picture is seen once.
         taught: whether a teacher takes its share first.
     """
     training = training_seconds(minutes, costs) * (1 - TEACHER_SHARE * taught)
@@ -58,7 +66,12 @@ def rungs(count: int, minutes: float, costs: Mapping[str, Costs], *, taught: boo
     if len(sizes) == 1:
         return (Rung(count, training),)
     early = (1 - LAST_SHARE) * training / (len(sizes) - 1)
-    return (*(Rung(size, early) for size in sizes[:-1]), Rung(sizes[-1], LAST_SHARE * training))
+    plan = (*(Rung(size, early) for size in sizes[:-1]), Rung(sizes[-1], LAST_SHARE * training))
+    typical = median(cost.step_seconds for cost in costs.values())
+    if plan[-1].seconds / plan[-1].candidates >= FEW_EPOCHS * epoch * typical:
+        return plan
+    semifinal = SEMIFINAL_SHARE * training
+    return (*plan[:-1], Rung(sizes[-1], semifinal), Rung(1, LAST_SHARE * training - semifinal))
 
 
 def steps(rung: Rung, costs: Costs, teacher: Costs | None = None) -> int:

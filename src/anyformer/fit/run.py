@@ -221,7 +221,7 @@ def fit(
         costs = measuring.in_int8(folder, material, asking.runtime, clock, costs, asking.budget)
         within = measuring.within(costs, asking.budget)
         teacher = pick_teacher(costs, asking.budget, asking.minutes) if asking.distill else None
-        ladder = rungs(len(within), asking.minutes, costs, taught=teacher is not None)
+        ladder = rungs(len(within), asking.minutes, costs, epoch=material.epoch, taught=teacher is not None)
         study = Study(
             folder,
             material,
@@ -278,7 +278,7 @@ def work(data: str | Path, *, storage: str = "sqlite", notify: Notify = _silent,
         clock = Clock(memory.seconds, asking.minutes, notify)
         costs, within, deadline = shared.plan(patience=60.0 * asking.minutes)
         chosen = {name: costs[name] for name in within}
-        ladder = rungs(len(within), asking.minutes, costs)
+        ladder = rungs(len(within), asking.minutes, costs, epoch=material.epoch)
         study = Study(asking.folder, material, chosen, ladder, memory, asking.seed, asking.bf16, clock)
         try:
             return shared.work(study, clock, deadline)

@@ -1,5 +1,6 @@
 """The training of the candidates, rung by rung."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -261,5 +262,7 @@ class Study:
         outputs, targets = self.validated(models["student"])
         aim = self.data.aim
         with torch.no_grad():
-            score = aim.score(outputs, targets) - LOSS_WEIGHT * min(1.0, aim.loss(outputs, targets).item())
+            loss = aim.loss(outputs, targets).item()
+        # Early on, where all accuracies are chance, the loss alone tells who has begun to learn.
+        score = aim.score(outputs, targets) - LOSS_WEIGHT * (loss if loss < 1 else 1 + math.log(loss))
         return score if annealed else score - AMID

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import anyformer as af
 from anyformer import core
-from anyformer.core import registry, serial, store
+from anyformer.core import axes, registry, serial, store
 
 from .random_patterns import refusal
 
@@ -140,7 +140,12 @@ def test_the_estimate_is_what_the_model_has():
             for _, node in core.walk(model.spec)
             if node.part.name == "window_attention" and not (node.shift_rows or node.shift_columns)
         )
-        without = sum(node.outputs for _, node in core.walk(model.spec) if node.part.name == "linear" and not node.bias)
+        without = sum(
+            axes.size(axes.parse(node.part.axes["bias"])[0], node.size)
+            for _, node in core.walk(model.spec)
+            if (node.part.name == "linear" and not node.bias)
+            or (node.part.name in ("convolution", "grouped_convolution") and node.norm is not None)
+        )
         assert counted == own + unshifted + without, name
 
 

@@ -1,10 +1,22 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from anyformer.core import registry
+from anyformer.fit.augmenting import augmentation
 from anyformer.fit.candidates import candidates, patch_for
-from anyformer.fit.plan import LEAST_SHARE, LEAST_STEPS, MARGIN, reserve, rungs, steps
+from anyformer.fit.plan import (
+    LEAST_SHARE,
+    LEAST_STEPS,
+    MARGIN,
+    TEACHER_SHARE,
+    lessons,
+    reserve,
+    rungs,
+    steps,
+    training_seconds,
+)
 from anyformer.fit.study import Restarts
 
 from .test_budget import COSTS
@@ -20,6 +32,32 @@ def test_fewer_and_fewer_go_on_until_the_finalists_are_left(count: int, sizes: l
     spent = count * COSTS.measure_seconds + reserve(table)
     assert sum(rung.seconds for rung in plan) == pytest.approx(MARGIN * (600.0 - spent))
     assert plan[-1].seconds >= sum(rung.seconds for rung in plan[:-1]) - 1e-9
+
+
+def test_where_pictures_are_seen_a_few_times_one_is_trained_alone_in_the_end() -> None:
+    table = {str(i): COSTS for i in range(6)}
+    plenty, scarce = (rungs(6, 10.0, table, epoch=epoch) for epoch in (1, 10**6))
+    assert [rung.candidates for rung in plenty] == [6, 2]
+    assert [rung.candidates for rung in scarce] == [6, 2, 1]
+    assert sum(rung.seconds for rung in scarce) == pytest.approx(sum(rung.seconds for rung in plenty))
+    assert scarce[-1].seconds > plenty[-1].seconds / 2
+
+
+def test_a_teachers_share_is_taken_from_the_students_and_from_each_of_their_steps() -> None:
+    table = {"a": COSTS, "b": COSTS}
+    alone, taught = (rungs(2, 10.0, table, taught=taught) for taught in (False, True))
+    assert taught[0].seconds == pytest.approx((1 - TEACHER_SHARE) * alone[0].seconds)
+    slow = replace(COSTS, step_seconds=3 * COSTS.step_seconds)
+    assert steps(alone[0], COSTS, slow) == pytest.approx(steps(alone[0], COSTS) / 2, abs=1)
+    given = TEACHER_SHARE * training_seconds(10.0, table)
+    assert lessons(10.0, table, "a") == int(given / COSTS.step_seconds)
+
+
+def test_what_lies_beyond_a_picture_is_its_ground() -> None:
+    light = torch.full((4, 1, 32, 32), 0.75)
+    shifted = augmentation(32)(light, torch.Generator().manual_seed(0))
+    assert torch.allclose(shifted, light, atol=1e-6)
+    assert augmentation(8)(light, torch.Generator().manual_seed(0)).min() < 0.5
 
 
 def test_training_keeps_a_share_however_long_measuring_took() -> None:
