@@ -40,4 +40,6 @@ def test_nothing_in_the_ledger_failed():
 
 @pytest.mark.parametrize("name", registry.model_names())
 def test_every_model_is_proven_built_and_equal(name: str) -> None:
-    assert {"built", "equal"} <= set(ROWS[name]["levels"]), f"prove it: anyformer verify {ROWS[name]['system']} --name {name}"
+    assert {"built", "equal"} <= set(ROWS[name]["levels"]), (
+        f"prove it: anyformer verify {ROWS[name]['system']} --name {name}"
+    )

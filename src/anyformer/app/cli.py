@@ -57,7 +57,12 @@ def verify(
 
 @app.command()
 def fit(
-    data: Annotated[str, typer.Argument(help="A folder with one sub-folder of pictures a class, or 'digits'.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with one sub-folder of pictures a class, a .csv, .parquet or .npz; digits; glyphs."
+        ),
+    ],
     budget: Annotated[str, typer.Option(help="Limits, such as 'latency<=2ms, params<=1M, size<=4MB, macs<=50M'.")] = "",
     minutes: Annotated[float, typer.Option(help="Wall clock for the whole command.")] = 10.0,
     out: Annotated[Path | None, typer.Option(help="Folder to write; anyformer-DATA when absent.")] = None,
@@ -67,23 +72,72 @@ def fit(
         int | None, typer.Option(help="Side that pictures are brought to; from the data when absent.")
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.")] = False,
+    runtime: Annotated[
+        str, typer.Option(help="What latency is measured in and predictions run in: onnx, openvino or eager.")
+    ] = "onnx",
+    weights: Annotated[
+        str | None, typer.Option(help="Pretrained weights to start from: a folder, or hub:owner/repository.")
+    ] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Let the largest candidate beyond the budget teach the finalists.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="Where to train: cpu, cuda, ... or auto.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Of target: classes, multilabel or regression; from the data when absent.")
+    ] = None,
+    files: Annotated[str | None, typer.Option(help="Of a table, the column of picture files.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Of a table, a column of targets; may be repeated.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database through which workers share the training, as an SQLAlchemy URL; sqlite: in the folder."
+        ),
+    ] = None,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Help the same fit that another process began with --storage.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the candidates with measured costs; train nothing.")
+    ] = False,
+    json: AsJson = False,
 ) -> None:
     """Train the best model within a budget on your pictures, export it, check it, report it."""
     from anyformer.app.fitting import run_fit
 
-    run_fit(data, budget=budget, minutes=minutes, out=out, seed=seed, trials=trials, size=size, bf16=bf16)
+    run_fit(
+        data,
+        measure_only=dry_run,
+        worker=worker,
+        storage=storage,
+        as_json=json,
+        budget=budget,
+        minutes=minutes,
+        out=out,
+        seed=seed,
+        trials=trials,
+        size=size,
+        bf16=bf16,
+        runtime=runtime,
+        weights=weights,
+        distill=distill,
+        device=device,
+        kind=kind,
+        files=files,
+        target=target or (),
+    )
 
 
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="A folder that `anyformer fit` wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    runtime: Annotated[str | None, typer.Option(help="onnx, openvino or eager; as fitted when absent.")] = None,
     json: AsJson = False,
 ) -> None:
     """Classify pictures with a fitted folder alone."""
     from anyformer.app.predicting import print_predictions
 
-    print_predictions(folder, images, json)
+    print_predictions(folder, images, json, runtime)
 
 
 Names = Annotated[list[str], typer.Argument(help="Models' names, or folders that were saved or fitted.")]

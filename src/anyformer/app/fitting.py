@@ -115,7 +115,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 def _print(report: dict[str, Any], folder: Path) -> None:
     measured, kind = report["budget"]["measured"], report["kind"]
     latency = measured["latency_ms"]
-    out = Console(highlight=False)
+    out = Console(highlight=False, soft_wrap=True)
     form = "" if measured["precision"] == "float32" else f", {measured['precision']}"
     out.print(
         f"[bold]{report['model']}[/bold] ({report['system']}), {readable('params', measured['params'])} parameters{form}"

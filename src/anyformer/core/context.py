@@ -91,7 +91,9 @@ def grid_of(context: Context, part: object) -> tuple[int, ...]:
             f"them, or wrap the part in one that lays them aside with layout.split"
         )
     if 0 in layout.grid:
-        raise UsageError(f"{type(part).__name__} needs at least one token, the grid is {layout.grid}; give a larger image")
+        raise UsageError(
+            f"{type(part).__name__} needs at least one token, the grid is {layout.grid}; give a larger image"
+        )
     if context.mask is not None:
         raise UsageError(f"{type(part).__name__} works on the whole grid; give it features without a mask")
     return layout.grid

@@ -237,7 +237,7 @@ class Study:
             store = held.enter_context(Checkpoints(self.folder / "work" / name, config))
             (self.folder / "logs").mkdir(exist_ok=True)
             trainer = Trainer(
-                {"student": Role(model, adamw(model, self.data.learning_rate(name)), Restarts(bounds))},
+                {"student": Role(model, adamw(model, self.data.learning_rate(name, model)), Restarts(bounds))},
                 objective,
                 self.data.batches(self.seed),
                 seed=self.seed,

@@ -174,7 +174,9 @@ def test_no_warning_stands_between():
 def test_bias_tables_of_a_window_of_other_sides_are_resampled_even_where_the_shapes_agree():
     model = noisy("swin_micro", img_size=(8, 32))  # in the last stages, windows of 1 x 4 tokens
     turned = af.adapt(model, img_size=(32, 8))
-    path, old = next((p, m) for p, m in model.named_modules() if hasattr(m, "table") and m.config.rows != m.config.columns)
+    path, old = next(
+        (p, m) for p, m in model.named_modules() if hasattr(m, "table") and m.config.rows != m.config.columns
+    )
     new = turned.get_submodule(path)
     assert (new.config.rows, new.config.columns) == (old.config.columns, old.config.rows)
     assert new.table.shape == old.table.shape

@@ -220,7 +220,10 @@ def test_configurations_cannot_be_changed_in_place():
     [
         ({"norm1": Attention.Config(heads=4)}, "norm1 must be a norm, but 'attention' is a token_mixer"),
         ({"mixer": MLP.Config()}, "mixer must be a token_mixer, but 'mlp' is a channel_mixer"),
-        ({"mixer": Attention.Config(heads=4, qkv=LayerNorm.Config())}, "mixer.qkv must be a linear, but 'layer_norm' is a"),
+        (
+            {"mixer": Attention.Config(heads=4, qkv=LayerNorm.Config())},
+            "mixer.qkv must be a linear, but 'layer_norm' is a",
+        ),
     ],
 )
 def test_a_part_in_a_slot_it_is_not_made_for_is_refused_with_its_path(changes, message):

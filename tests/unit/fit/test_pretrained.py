@@ -12,8 +12,8 @@ import anyformer as af
 from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.core.model import Model
 from anyformer.data.images import load
-from anyformer.fit.candidates import candidates
-from anyformer.fit.material import FINE_TUNING, LEARNING_RATE, Data
+from anyformer.fit.candidates import Candidate, candidates
+from anyformer.fit.material import FINE_TUNING, LEARNING_RATE, NORMED_RATE, Data
 from anyformer.fit.measuring import choose
 from anyformer.fit.pretrained import Weights
 
@@ -63,8 +63,9 @@ def test_what_is_missing_or_damaged_starts_fresh_and_is_told(tmp_path):
     assert next(iter(data.candidates)) == "convnext_micro"
     other = list(data.candidates)[1]
     for name in ("convnext_micro", other):
-        assert same(data.start(name, 0), data.create(name, 0))
-        assert data.learning_rate(name) == LEARNING_RATE
+        model = data.start(name, 0)
+        assert same(model, data.create(name, 0))
+        assert data.learning_rate(name, model) == LEARNING_RATE
     assert "cannot read" in data.origins["convnext_micro"]["reason"]
     assert f"has no {other}/ and no {other}.safetensors" in data.origins[other]["reason"]
 
@@ -76,8 +77,16 @@ def test_a_candidate_with_weights_says_where_from_and_learns_more_slowly(source,
     again = [data.start("convnext_micro", 0) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in again), strict=True))
     assert data.origins["convnext_micro"]["pretrained"]
-    assert data.learning_rate("convnext_micro") == FINE_TUNING
+    assert data.learning_rate("convnext_micro", again[0]) == FINE_TUNING
     assert again[0].data_config == data.config
+
+
+def test_networks_with_batch_norms_learn_at_a_higher_rate():
+    data = Data.of(load("digits"), 0)
+    for name in ("convnext_micro", "fastvit_micro"):
+        data.candidates[name] = Candidate(name, name.split("_")[0], OPTIONS)
+    rates = [data.learning_rate(name, data.start(name, 0)) for name in data.candidates]
+    assert rates == [LEARNING_RATE, NORMED_RATE]
 
 
 def test_published_sizes_come_first_where_their_weights_are():

@@ -104,7 +104,8 @@ def test_one_of_two_workers_is_killed_and_the_outcome_is_that_of_one_process(
         """The main process keeps its first candidate until one worker has died and the other has done its trial."""
         if "Training" not in what or others:
             return
-        assert dying.wait(timeout=120) == -signal.SIGKILL
+        dying.communicate(timeout=120)
+        assert dying.returncode == -signal.SIGKILL
         others.append(start("lives"))
         with Shared(url, out, study_name(asked(data, out))) as opened:
             ends = time.monotonic() + 120

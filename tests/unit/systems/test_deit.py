@@ -17,7 +17,7 @@ DISTILLED = "deit_tiny_distilled_patch16_224"
 PUBLISHED = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
 
 
-@pytest.mark.parametrize("name", set(SIZES) - set(SMALL))
+@pytest.mark.parametrize("name", sorted(set(SIZES) - set(SMALL)))
 def test_the_published_numbers(name):
     spec: Any = core.resolve(pattern(name))
     _, size, *_ = name.split("_")
