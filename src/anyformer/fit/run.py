@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyformer.core.errors import UsageError
+from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.core.model import Model
 from anyformer.core.store import from_pretrained
 from anyformer.data.images import load
@@ -250,6 +250,10 @@ def fit(
             if study.standing():
                 finisher.write(interrupted=True)
             raise
+        if not study.standing():
+            raise AnyformerError(
+                f"no candidate was trained far enough to be judged within {asking.minutes:g} minutes; give more --minutes"
+            )
         report = finisher.write(interrupted=False)
         study.close()
         shutil.rmtree(folder / "work", ignore_errors=True)
