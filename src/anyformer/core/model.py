@@ -68,7 +68,7 @@ class Model(Part):
         return self.forward_head(*self.forward_features(raw, collect))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh head for ``num_classes`` classes in place of the present one.
+        """Put fresh scores for ``num_classes`` classes in place of the present ones; the rest of the head stays as it is.
 
         Raises:
             UsageError: when there is no head, or it has no classes.
@@ -77,7 +77,11 @@ class Model(Part):
             raise UsageError("this model has no head to reset")
         spec: Any = edit(self.spec, {"head.num_classes": num_classes})
         like = next(self.parameters())
-        self.head = spec.head.build().to(device=like.device, dtype=like.dtype)
+        head = spec.head.build().to(device=like.device, dtype=like.dtype)
+        fresh = {name.partition(".")[0] for name, axes in head.axes.items() if "num_classes" in axes.split()}
+        kept = {key: t for key, t in self.head.state_dict().items() if key.partition(".")[0] not in fresh}
+        head.load_state_dict(kept, strict=False)
+        self.head = head.train(self.head.training)
         self.config, self.options = spec, {**self.options, "num_classes": num_classes}
         attach_shared(self)
 

@@ -47,7 +47,7 @@ def test_list_takes_a_pattern_and_a_field() -> None:
 def test_show_prints_the_tree_with_places() -> None:
     done = run("show", "swin_micro")
     assert done.returncode == 0
-    for piece in ("window_attention", "swin.py:", "offsets heads", "blocks.0..1"):
+    for piece in ("window_attention", "swin.py:", "row_offsets column_offsets", "blocks.0..1"):
         assert piece in done.stdout
 
 
@@ -67,7 +67,7 @@ def test_show_as_json_is_a_spec() -> None:
         (("show",), 2, "Missing argument"),
         (("verify", "vti"), 2, "did you mean vit"),
         (("verify", "vit", "--level", "bilt"), 2, "built"),
-        (("fit", "nowhere"), 2, "there is no folder nowhere"),
+        (("fit", "nowhere"), 2, "there is no folder or file 'nowhere'"),
         (("fit", "digits", "--budget", "latency<=2"), 2, "needs a unit"),
         (("fit", "digits", "--minutes", "soon"), 2, "--minutes"),
         (("predict", "nowhere", "a.png"), 1, "nowhere"),

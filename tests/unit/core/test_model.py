@@ -53,15 +53,23 @@ def test_an_extractor_has_no_head_and_says_so(name, tmp_path):
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_resetting_the_classifier_changes_the_head_alone(name):
     model = af.create_model(name).double().train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)  # so that what starts anew shows
     body = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.linear")}
     model.reset_classifier(4)
-    assert model(torch.randn(2, 3, 32, 32, dtype=torch.float64)).shape == (2, 4)
+    assert model.training
+    assert model.eval()(torch.randn(2, 3, 32, 32, dtype=torch.float64)).shape == (2, 4)
     assert all(tensor is not None and torch.equal(model.state_dict()[key], tensor) for key, tensor in body.items())
     assert (model.spec.head.num_classes, model.options["num_classes"]) == (4, 4)
     assert model.spec == af.create_model(name, num_classes=4).spec
     assert all(
         module.config is node
-        for (_, module), (_, node) in zip(model.head.named_modules(), core.walk(model.spec.head), strict=False)
+        for module, (_, node) in zip(
+            (module for module in model.head.modules() if isinstance(module, core.Part)),
+            core.walk(model.spec.head),
+            strict=False,
+        )
     )
     dumped = af.dump_weights(model, format="timm")
     af.load_weights(af.create_model(name, num_classes=4), dumped, format="timm")
@@ -71,12 +79,13 @@ def test_resetting_the_classifier_changes_the_head_alone(name):
 def test_no_classes_means_pooled_features(name):
     model = af.create_model(name, num_classes=0).eval()
     images = torch.randn(2, 3, 32, 32)
+    width = model.head.config.dim * getattr(model.head.config, "multiplier", 1)
     with torch.no_grad():
-        assert model(images).shape == (2, model.head.config.dim)
+        assert model(images).shape == (2, width)
         model.reset_classifier(3)
         assert model(images).shape == (2, 3)
         model.reset_classifier(0)
-        assert model(images).shape == (2, model.head.config.dim)
+        assert model(images).shape == (2, width)
 
 
 def test_a_reset_that_is_refused_changes_nothing():

@@ -159,7 +159,7 @@ def pattern(
     rates = iter(core.ramp(drop_path_rate, sum(size["depths"])))
     mixer = RepMixer.Config(convolution=parallel(GroupedConvolution, 3, 1, identity=True), norm=NORM, init=scale)
     channel_mixer = ConvolutionMLP.Config(
-        ratio=size["ratio"],
+        ratio=float(size["ratio"]),
         convolution=GroupedConvolution.Config(kernel=7, norm=NORM, init=core.Init("truncated_normal", 0.02)),
         fc1=linear,
         fc2=linear,
