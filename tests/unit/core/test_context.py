@@ -77,3 +77,15 @@ def test_a_context_is_a_tree_of_tensors():
 def test_contexts_cannot_be_changed_in_place():
     with pytest.raises(AttributeError):
         core.Context().mask = None
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        (core.Context(layout=core.Layout(grid=(0, 2))), r"object needs at least one token, the grid is \(0, 2\)"),
+        (core.Context(layout=core.Layout(grid=(1, 2)), mask=torch.ones(1, 2).bool()), "object works on the whole grid"),
+    ],
+)
+def test_a_part_that_needs_its_whole_grid_says_what_is_missing(context, message):
+    with pytest.raises(core.UsageError, match=message):
+        core.grid_of(context, object())

@@ -169,5 +169,7 @@ def test_arguments_that_make_no_sense(data: Path, tmp_path: Path, options: dict,
 def test_too_little_time_to_judge_anything_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anyformer.fit.study.Study.run", lambda self, reserve: None)
     write_costs(tmp_path / "run", data)
-    with pytest.raises(AnyformerError, match="no candidate was trained far enough to be judged within 5 minutes; give more"):
+    with pytest.raises(
+        AnyformerError, match="no candidate was trained far enough to be judged within 5 minutes; give more"
+    ):
         fit(data, budget="latency<=100ms", minutes=5, out=tmp_path / "run", trials=2)

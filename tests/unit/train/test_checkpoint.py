@@ -221,3 +221,16 @@ def test_meta_is_readable_json(directory):
     meta = json.loads((directory / "step-00000020" / "meta.json").read_text())
     assert meta["config"] == CONFIG
     assert meta["machine"]["torch"] == torch.__version__
+
+
+def test_old_checkpoint_that_cannot_be_deleted_is_named(directory, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with Checkpoints(directory, CONFIG) as store:
+        store.save(1, state(1))
+        store.save(2, state(2))
+        monkeypatch.setattr(checkpoint.os, "rename", refuse)
+        with pytest.raises(AnyformerError, match=r"cannot delete .*: Permission denied; delete it yourself"):
+            store._delete(1)
+    assert len(names(directory)) >= 2
