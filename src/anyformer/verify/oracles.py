@@ -17,7 +17,7 @@ SIZED = ("vit", "swin", "deit")  # systems whose models are made for one image s
 # options, and the stages of theirs that ours has (their pyramids always have four).
 SMALL: dict[str, tuple[str, dict[str, Any], int]] = {
     "vit_micro": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}, 0),
-    "vit_mini": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}, 0),
+    "vit_mini": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 12}, 0),
     "swin_micro": (
         "swin_tiny_patch4_window7_224",
         {"window_size": 4, "embed_dim": 48, "depths": (2, 2), "num_heads": (3, 6)},
@@ -29,7 +29,7 @@ SMALL: dict[str, tuple[str, dict[str, Any], int]] = {
         0,
     ),
     "deit_micro": ("deit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 48, "depth": 4, "num_heads": 2}, 0),
-    "deit_mini": ("deit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 4}, 0),
+    "deit_mini": ("deit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 12}, 0),
     "poolformer_micro": ("poolformer_s12", {"depths": (2, 2, 2), "dims": (32, 64, 128)}, 0),
     "poolformer_mini": ("poolformer_s12", {"depths": (2, 2, 4), "dims": (48, 96, 192)}, 0),
     "convnext_micro": ("convnext_tiny", {"depths": (2, 2, 2, 1), "dims": (32, 64, 128, 128)}, 3),

@@ -42,7 +42,7 @@ SIZES: dict[str, dict[str, int]] = {
     "vit_base_patch16_384": {"dim": 768, "depth": 12, "heads": 12, "patch": 16, "image": 384},
     "vit_huge_patch14_224": {"dim": 1280, "depth": 32, "heads": 16, "patch": 14, "image": 224},
     "vit_micro": {"dim": 64, "depth": 4, "heads": 2, "patch": 4, "image": 32},
-    "vit_mini": {"dim": 128, "depth": 6, "heads": 4, "patch": 4, "image": 32},
+    "vit_mini": {"dim": 96, "depth": 4, "heads": 12, "patch": 4, "image": 32},
 }
 SMALL = ("vit_micro", "vit_mini")  # not of the paper: for small images and tight budgets
 SMALLEST_PATCH = 2  # one pixel is too little for a token that attends
@@ -78,7 +78,8 @@ def pattern(
             ),
             rows=height // patch,
             columns=width // patch,
-            position_init=core.Init("truncated_normal", 0.2 if name in SMALL else 0.02),
+            # positions as large as the patches let attention choose places from the first step on
+            position_init=core.Init("truncated_normal", 0.6 if name in SMALL else 0.02),
         ),
         blocks=tuple(
             PreNormBlock.Config(
