@@ -108,7 +108,7 @@ class Finisher:
                 "digest": asked["data"],
                 "notes": imbalance(data.pictures.notes, data.aim),
             },
-            "environment": _environment(),
+            "environment": {**_environment(), "device": self.data.device or "cpu"},
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "minutes": asked["minutes"],
             "seed": asked["seed"],
@@ -242,4 +242,5 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
     }

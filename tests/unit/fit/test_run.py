@@ -42,6 +42,9 @@ def test_the_report_says_what_was_found(whole: Fitted) -> None:
     report = json.loads((whole.folder / "report.json").read_bytes())
     assert report == json.loads(json.dumps(whole.report))
     assert report["finished"]
+    environment = report["environment"]
+    assert (environment["device"], environment["cores"]) == ("cpu", torch.get_num_threads())
+    assert environment["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert report["model"] in LATENCIES
     assert report["test"]["n"] == report["split"]["test"] == 12
     assert sum(map(sum, report["confusion"]["matrix"])) == 12
