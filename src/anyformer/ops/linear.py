@@ -30,7 +30,7 @@ from anyformer.ops import kernels
 Activation = Literal["gelu", "relu"]
 
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
-_IN_PLACE = {"gelu": torch._C._nn.gelu_, "relu": torch.relu_}
+_IN_PLACE = {"gelu": torch._C._nn.gelu_, "relu": torch.relu_}  # pyright: ignore[reportAttributeAccessIssue]
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _PLAIN = (Tensor, Parameter)
 

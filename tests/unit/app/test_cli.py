@@ -107,5 +107,5 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "Traceback" not in said
