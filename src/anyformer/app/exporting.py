@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -124,7 +125,7 @@ def run_export(
             "calibrated_with": calibrate,
             "forms": [each.record() for each in tried],
             "environment": _environment(),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
         write_manifest(out, {**contents, RECORD: json.dumps(record, indent=1, allow_nan=False).encode()})
     _print(tried, chosen, out)

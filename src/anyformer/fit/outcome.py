@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -109,7 +110,7 @@ class Finisher:
                 "notes": imbalance(data.pictures.notes, data.aim),
             },
             "environment": {**_environment(), "device": self.data.device or "cpu"},
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "minutes": asked["minutes"],
             "seed": asked["seed"],
             "trials": asked["trials"],
