@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -245,9 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(words, standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        code = _complain("stopped; what was done is kept", 130)
+        _stop("stopped; what was done is kept")
     except typer.Abort:
-        code = _complain("stopped", 130)
+        _stop("stopped")
     except typer.Exit as error:
         code = error.exit_code
     except BrokenPipeError:
@@ -284,6 +284,18 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
     """Our own warnings as a sentence; those of libraries are for their developers."""
     if category.__module__.startswith("anyformer."):
         print(f"anyformer: {message}", file=sys.stderr)
+
+
+def _stop(sentence: str) -> NoReturn:
+    """End at once with the code of Ctrl-C.
+
+    Python itself would end by the signal, without a code, where that interrupted a text run by a library's ``exec``, even
+    though it was caught here.
+    """
+    _complain(sentence, 130)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
 
 
 def _complain(sentence: str, code: int) -> int:
