@@ -197,7 +197,7 @@ def _try(writer: Writer, wanted: list[tuple[str, str]], *, keep_going: bool) -> 
                 raise
             tried.append(Tried(runtime, precision, refused=str(error)))
             continue
-        speed = ratio(lambda: form.run(writer.example), lambda: eager(writer.example), max_seconds=RATIO_SECONDS)  # noqa: B023
+        speed = ratio(lambda: form.run(writer.example), lambda: eager(writer.example), max_seconds=RATIO_SECONDS)  # noqa: B023 - called before the next turn
         tried.append(Tried(runtime, precision, form, speed))
     return tried
 

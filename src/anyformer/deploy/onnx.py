@@ -110,8 +110,8 @@ def strip(message: "Message") -> None:
 def _translate(model: nn.Module, example: torch.Tensor) -> bytes:
     """The model as the bytes of an ONNX file that hold nothing but the model."""
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnx  # noqa: F401 - only whether it is there
+        import onnxscript  # noqa: F401 - only whether it is there
     except ModuleNotFoundError as error:
         raise UsageError(f'{error.name} is not installed; run `pip install "anyformer[fit]"`') from error
     program = trace(model, example, "to ONNX")  # given the model, torch would freeze a batch that cannot be left open

@@ -169,9 +169,9 @@ def _obstacle(runtime: str) -> str:
         return _compiler_obstacle()
     try:
         if runtime in ("onnx", "openvino"):
-            import onnx  # noqa: F401
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
+            import onnx  # noqa: F401 - only whether it is there
+            import onnxruntime  # noqa: F401 - only whether it is there
+            import onnxscript  # noqa: F401 - only whether it is there
         if runtime == "openvino":
             load_openvino()
     except ModuleNotFoundError as error:

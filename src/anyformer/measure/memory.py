@@ -56,7 +56,7 @@ def peak(asked: dict[str, Any], *, command: list[str] | None = None, seconds: fl
     """
     command = command or [sys.executable, "-m", "anyformer.measure.memory"]
     try:
-        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=seconds)  # noqa: S603
+        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=seconds)  # noqa: S603 - our own module
     except subprocess.TimeoutExpired:
         return Peak(note=f"memory: no result within {seconds:g} s")
     if done.returncode < 0:  # by a signal: the system ends whoever takes the most memory

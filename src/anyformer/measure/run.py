@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from anyformer.core.errors import AnyformerError, UsageError
+from anyformer.core.machine import processor
 from anyformer.measure.cost import cost
 from anyformer.measure.energy import Meter
 from anyformer.measure.forms import RANDOM_SCALES, check, form
@@ -301,7 +302,7 @@ def _about(plan: Plan, threads: int, meter: Meter) -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "memory_gb": round(memory / 1e9, 1),
@@ -313,15 +314,6 @@ def _about(plan: Plan, threads: int, meter: Meter) -> dict[str, Any]:
         f"or {plan.seconds:g} s; the A/A row is the first once more; from tensor to scores",
         "energy": meter.reason or "all processor packages, whatever else ran included",
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

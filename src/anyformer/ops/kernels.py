@@ -7,10 +7,8 @@ short paired probe (some milliseconds). Its result is kept in ``kernels.json`` i
 cannot be read or written costs only a new probe; deleting it asks for new ones.
 """
 
-import functools
 import json
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +18,7 @@ from pathlib import Path
 import torch
 
 from anyformer.core.errors import UsageError, nearest
+from anyformer.core.machine import processor
 
 KERNELS = ("mkl", "onednn")
 """``mkl``: torch's own product (MKL where torch was built with it). ``onednn``: with activation and residual fused."""
@@ -135,14 +134,8 @@ def _table(threads: int) -> dict[Key, str]:
     return _tables[threads]
 
 
-@functools.cache
 def _machine(threads: int) -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                return f"{processor}, torch {torch.__version__}, {threads} threads"
-    return f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {threads} threads"
+    return f"{processor()}, torch {torch.__version__}, {threads} threads"
 
 
 def _read() -> dict[str, dict[str, str]]:

@@ -13,6 +13,7 @@ from shutil import which
 from typing import Any
 
 from anyformer.core.errors import AnyformerError
+from anyformer.core.machine import processor
 
 PACKAGE = Path(__file__).parents[1]
 LEDGER = PACKAGE / "ledger.jsonl"
@@ -148,11 +149,8 @@ def _versions() -> Mapping[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return {
-        "processor": model or platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -257,8 +257,4 @@ def test_int8_runs_in_both_runtimes():
     example = images(model, 2, (32, 32))
     for runtime in ("onnx", "openvino"):
         assert forms.form(model, runtime, example, "int8", 1)(example).shape == (2, 1000)
-
-
-def test_the_processor_has_a_name():
-    assert run._processor()
     assert run._version("anyformer-that-nobody-made") is None
