@@ -96,35 +96,16 @@ def fit(
     worker: Annotated[
         bool, typer.Option("--worker", help="Help the same fit that another process began with --storage.")
     ] = False,
-    dry_run: Annotated[
+    measure_only: Annotated[
         bool, typer.Option("--dry-run", help="List the candidates with measured costs; train nothing.")
     ] = False,
-    json: AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the best model within a budget on your pictures, export it, check it, report it."""
+    options = dict(locals())
     from anyformer.app.fitting import run_fit
 
-    run_fit(
-        data,
-        measure_only=dry_run,
-        worker=worker,
-        storage=storage,
-        as_json=json,
-        budget=budget,
-        minutes=minutes,
-        out=out,
-        seed=seed,
-        trials=trials,
-        size=size,
-        bf16=bf16,
-        runtime=runtime,
-        weights=weights,
-        distill=distill,
-        device=device,
-        kind=kind,
-        files=files,
-        target=target or (),
-    )
+    run_fit(**options)
 
 
 @app.command()
@@ -140,60 +121,33 @@ def predict(
     print_predictions(folder, images, json, runtime)
 
 
-Names = Annotated[list[str], typer.Argument(help="Models' names, or folders that were saved or fitted.")]
-Runtimes = Annotated[
-    str, typer.Option("--runtime", help="eager, compiled, onnx, openvino, separated by commas; or all.")
-]
-Precisions = Annotated[str, typer.Option("--precision", help="float32, bfloat16, int8, separated by commas.")]
-Batches = Annotated[str, typer.Option("--batch", help="Images a call, such as 1,4,16.")]
-Sides = Annotated[str, typer.Option("--size", help="Sides, such as 160,224 or 224x160; each model's own when absent.")]
-Threads = Annotated[int | None, typer.Option(help="Threads a call may use.")]
-Seconds = Annotated[float, typer.Option(help="Longest time for a group that takes turns.")]
-Width = Annotated[float, typer.Option(help="How narrow a ratio's interval has to become.")]
-PeakMemory = Annotated[bool, typer.Option(help="Measure peak memory, in processes apart.")]
-Tables = Annotated[list[Path] | None, typer.Option(help="File to write: .json, .csv, .md, .png; may be repeated.")]
-
-
-@app.command()
+@app.command("compare", help="Compare models with the first one: ratios of time, taken in turns, with their intervals.")
+@app.command(
+    "measure", help="Measure models here: multiply-adds, latency by runtime and precision, peak memory, energy."
+)
 def measure(
-    names: Names,
-    runtime: Runtimes = "eager",
-    precision: Precisions = "float32",
-    batch: Batches = "1",
-    size: Sides = "",
-    threads: Threads = None,
-    seconds: Seconds = 20.0,
-    width: Width = 0.04,
-    memory: PeakMemory = True,
-    out: Tables = None,
-    json: AsJson = False,
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="Models' names, or folders that were saved, fitted or exported.")],
+    runtime: Annotated[
+        str, typer.Option(help="eager, compiled, onnx, openvino, separated by commas; or all.")
+    ] = "eager",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, int8, separated by commas.")] = "float32",
+    batch: Annotated[str, typer.Option(help="Images a call, such as 1,4,16.")] = "1",
+    size: Annotated[str, typer.Option(help="Sides, such as 160,224 or 224x160; each model's own when absent.")] = "",
+    threads: Annotated[int | None, typer.Option(help="Threads a call may use.")] = None,
+    seconds: Annotated[float, typer.Option(help="Longest time for a group that takes turns.")] = 20.0,
+    width: Annotated[float, typer.Option(help="How narrow a ratio's interval has to become.")] = 0.04,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in processes apart.")] = True,
+    out: Annotated[
+        list[Path] | None, typer.Option(help="File to write: .json, .csv, .md, .png; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure models here: multiply-adds, latency by runtime and precision, peak memory, energy."""
-    from anyformer.app.measuring import print_measurements
+    """Both commands: they take the same options, and differ in who takes turns with whom."""
+    options = dict(locals())
+    from anyformer.app.measuring import print_table
 
-    options = {"runtime": runtime, "precision": precision, "batch": batch, "size": size, "threads": threads}
-    print_measurements(names, **options, seconds=seconds, width=width, memory=memory, out=out or [], as_json=json)
-
-
-@app.command()
-def compare(
-    names: Names,
-    runtime: Runtimes = "eager",
-    precision: Precisions = "float32",
-    batch: Batches = "1",
-    size: Sides = "",
-    threads: Threads = None,
-    seconds: Seconds = 20.0,
-    width: Width = 0.04,
-    memory: PeakMemory = True,
-    out: Tables = None,
-    json: AsJson = False,
-) -> None:
-    """Compare models with the first one: ratios of time, taken in turns, with their intervals."""
-    from anyformer.app.measuring import print_comparison
-
-    options = {"runtime": runtime, "precision": precision, "batch": batch, "size": size, "threads": threads}
-    print_comparison(names, **options, seconds=seconds, width=width, memory=memory, out=out or [], as_json=json)
+    print_table(options.pop("context").command.name, **options)
 
 
 @app.command()
@@ -209,9 +163,10 @@ def export(
     size: Annotated[int | None, typer.Option(help="Side of the images; the model's own when absent.")] = None,
 ) -> None:
     """Export a model, compared with the original on unseen inputs, or refused."""
+    options = dict(locals())
     from anyformer.app.exporting import run_export
 
-    run_export(target, to=to, out=out, precision=precision, calibrate=calibrate, max_loss=max_loss, size=size)
+    run_export(**options)
 
 
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)

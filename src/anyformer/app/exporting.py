@@ -24,16 +24,21 @@ from anyformer.data.split import divide
 from anyformer.deploy.forms import FORMS, PRECISIONS, Form, Writer, check_form
 from anyformer.deploy.quantize import Calibration
 from anyformer.deploy.runtime import available_cores, runner
+from anyformer.measure.exported import RECORD, is_export
 from anyformer.measure.latency import Ratio, ratio
 from anyformer.measure.subject import Subject, images, size_of
 
-RECORD = "export.json"
 FORMAT = 1
 UNSEEN = 20  # images that a form is compared on
 CALIBRATION_IMAGES = 256
 HELD_OUT_IMAGES = 1000
 RATIO_SECONDS = 6.0
 LIBRARIES = ("anyformer", "torch", "onnx", "onnxruntime", "openvino")
+USE = {  # without this library, by the runtime's own
+    "onnx": 'onnxruntime.InferenceSession("{file}").run(None, {{"images": images}})[0]',
+    "openvino": 'openvino.compile_model("{file}", "CPU", {settings})(images)[0]',
+    "torch": 'torch.export.load("{file}").module()(images)',
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def run_export(
     name = Path(target).resolve().name
     model = Subject.of(target).model(None if size is None else (size, size))
     sides = size_of(model)
-    calibration = None if calibrate is None else _calibration(calibrate, model, sides, max_loss)
+    seed = _seed(Path(target))
+    calibration = None if calibrate is None else _calibration(calibrate, model, sides, max_loss, seed)
     unseen = UNSEEN if calibration is None else calibration.held_out[:UNSEEN]
     with TemporaryDirectory(prefix="anyformer-export-") as folder:
         writer = Writer(model, images(model, 1, sides), Path(folder), unseen=unseen, calibration=calibration)
@@ -120,9 +126,11 @@ def run_export(
             "files": sorted(contents),
             "input": {"name": "images", "type": "float32", "shape": ["batch", *writer.example.shape[1:]]},
             "settings": _settings(chosen),
+            "use": _use(chosen, Path()),
             "data_config": model.data_config,
             "compared_on": len(writer.unseen),
             "calibrated_with": calibrate,
+            "split_seed": None if calibration is None else seed,
             "forms": [each.record() for each in tried],
             "environment": _environment(),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -151,19 +159,36 @@ def _check_folder(out: Path) -> None:
     """Raises UsageError for a folder that holds something else than an export: its manifest would be replaced."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+    if out.is_dir() and any(out.iterdir()) and not is_export(out):
         raise UsageError(f"{out} holds something else than an export; name a new folder")
 
 
-def _calibration(source: str, model: Model, sides: tuple[int, int], max_loss: float) -> Calibration:
+def _seed(target: Path) -> int:
+    """The seed that a fit divided its pictures by, so that none it has trained on is held out here; 0 for other models.
+
+    Raises:
+        AnyformerError: The fit's report is damaged.
+    """
+    path = target / "report.json"
+    if not path.is_file():
+        return 0
+    try:
+        return int(json.loads(path.read_text())["split"]["seed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise AnyformerError(
+            f"{path} does not say how the pictures were divided; copy the whole folder again"
+        ) from error
+
+
+def _calibration(source: str, model: Model, sides: tuple[int, int], max_loss: float, seed: int) -> Calibration:
     """Pictures of a data set as the model takes them, of its training part and of the others."""
     if sides[0] != sides[1]:
         raise UsageError(f"data sets are read in squares, and this model takes images of {sides[0]} x {sides[1]}")
     data = load(source, sides[0])
     if data.kind != "classes":
         raise UsageError(f"{source} has no classes; int8 is judged by the classes it predicts, so give a set with them")
-    parts = divide(data.labels, data.kind, 0, data.given)
-    chosen = parts.train[torch.randperm(len(parts.train), generator=torch.Generator().manual_seed(0))]
+    parts = divide(data.labels, data.kind, seed, data.given)
+    chosen = parts.train[torch.randperm(len(parts.train), generator=torch.Generator().manual_seed(seed))]
     held_out = torch.cat([parts.validation, parts.test])[:HELD_OUT_IMAGES]
     known = model.data_config.get("classes")
     return Calibration(
@@ -216,6 +241,12 @@ def _settings(chosen: Tried) -> dict[str, str]:
     return {"INFERENCE_PRECISION_HINT": "bf16" if chosen.precision == "bfloat16" else "f32"}
 
 
+def _use(chosen: Tried, folder: Path) -> str:
+    """The Python that gives scores of images."""
+    assert chosen.form is not None
+    return USE[chosen.runtime].format(file=folder / chosen.form.files[0].name, settings=_settings(chosen))
+
+
 def _environment() -> dict[str, Any]:
     """What the speeds depend on."""
     versions = {}
@@ -238,6 +269,8 @@ def _print(tried: list[Tried], chosen: Tried, out: Path) -> None:
         console.print(f"{mark} {each.runtime:9}{each.precision:9} {_told(each)}", markup=False)
     assert chosen.form is not None
     console.print(f"{out}: {', '.join(file.name for file in chosen.form.files)}, {RECORD}", markup=False)
+    console.print(f"in Python: {_use(chosen, out)}", markup=False)
+    console.print(f"images are float32 and normalised as {RECORD} says under data_config", markup=False)
 
 
 def _told(each: Tried) -> str:

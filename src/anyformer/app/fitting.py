@@ -1,7 +1,7 @@
 """``anyformer fit``: progress while it runs, and the result in a few lines."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +26,7 @@ def run_fit(
     worker: bool = False,
     storage: str | None = None,
     as_json: bool = False,
+    target: Sequence[str] | None = None,
     **options: Any,
 ) -> None:
     """Fit with a progress bar of the time used, then print the result.
@@ -36,8 +37,10 @@ def run_fit(
         worker: help a fit that another process has begun, and say how much was done.
         storage: the database that they share; a file in the folder when absent.
         as_json: print JSON.
+        target: of a table, the columns of targets.
         options: of the fit.
     """
+    options["target"] = target or ()
     with _progress() as notify:
         if measure_only:
             found = dry_run(data, notify=notify, **options)

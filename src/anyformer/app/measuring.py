@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,18 +17,11 @@ from anyformer.measure.table import FORMATS, Table, save
 WIDE = 400  # columns in a file or a pipe, where nothing is to be cut off
 
 
-def print_measurements(names: Sequence[str], **options: Any) -> None:
-    """Measure each model by itself; the options are those of the command line."""
-    _print(run.measure, names, **options)
+COMMANDS = {"measure": run.measure, "compare": run.compare}
 
 
-def print_comparison(names: Sequence[str], **options: Any) -> None:
-    """Compare models with the first of them; the options are those of the command line."""
-    _print(run.compare, names, **options)
-
-
-def _print(
-    function: Any,
+def print_table(
+    command: str,
     names: Sequence[str],
     *,
     runtime: str = "eager",
@@ -40,13 +32,13 @@ def _print(
     seconds: float = 20.0,
     width: float = 0.04,
     memory: bool = True,
-    out: Sequence[Path] = (),
+    out: Sequence[Path] | None = None,
     as_json: bool = False,
 ) -> None:
     """Measure, keep and print; what was measured before an interruption is kept and printed, too.
 
     Args:
-        function: What measures.
+        command: Of ``COMMANDS``: whether a model's settings take turns, or models at one setting.
         names: Names and folders.
         runtime: Runtimes, separated by commas, or ``all``.
         precision: Precisions, separated by commas.
@@ -56,12 +48,13 @@ def _print(
         seconds: After which a group is given up.
         width: How narrow a ratio's interval has to become.
         memory: Whether peak memory is measured.
-        out: Files, each in the format that its ending names.
+        out: Files, each in the format that its ending names; none when None.
         as_json: Whether JSON is printed.
     """
     from anyformer.deploy.runtime import RUNTIMES
 
-    for path in out:
+    files = out or ()
+    for path in files:
         if path.suffix not in FORMATS:
             raise UsageError(f"--out {path}: a table is written as {', '.join(FORMATS)}; name a file that ends so")
         if not path.absolute().parent.is_dir():
@@ -82,7 +75,7 @@ def _print(
 
     def keep(table: Table) -> None:
         tables[:] = [table]
-        for path in out:
+        for path in files:
             if path.suffix != ".png":  # drawn once, at the end
                 save(table, path)
 
@@ -97,11 +90,11 @@ def _print(
                 print(f"Measuring {what}", file=sys.stderr, flush=True)
 
         try:
-            function(list(names), after=keep, notify=notify, **plan)
+            COMMANDS[command](list(names), after=keep, notify=notify, **plan)
         finally:
             progress.stop()
             for table in tables:
-                _finish(table, out, as_json)
+                _finish(table, files, as_json)
 
 
 def _finish(table: Table, out: Sequence[Path], as_json: bool) -> None:

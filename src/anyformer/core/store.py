@@ -167,6 +167,9 @@ def _read_text(path: Path) -> object:
 def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes] | None = None) -> None:
     """Write ``config.json``, ``model.safetensors`` and the manifest of digests into a folder.
 
+    The configuration also names the torch, the device and the number of threads of this process, on which the last bits of
+    a training depend. Nothing reads them back.
+
     Args:
         model: any skeleton, of the catalogue or a hybrid.
         folder: made when missing; a model that lies there stays whole until the new one is on the disk.
@@ -176,9 +179,15 @@ def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes]
         UsageError: when the spec is too long to be read back.
         AnyformerError: when the system refuses to write.
     """
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     config = {
         "format": FORMAT,
         "anyformer": version("anyformer"),
+        "saved_with": {
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "device": ", ".join(sorted({tensor.device.type for tensor in state.values()})),
+        },
         "name": model.model_name,
         "options": model.options,
         "data_config": model.data_config,
@@ -186,7 +195,6 @@ def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes]
     }
     text = json.dumps(config, indent=1, allow_nan=False)
     serial.check_length(text, "the configuration of a model")
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     contents = {"config.json": text.encode(), "model.safetensors": safetensors.save(state)}
     write_manifest(Path(folder), {**contents, **(extra or {})})
 
@@ -300,14 +308,15 @@ def adapt(model: Model, **changes: Any) -> Model:
     like = next(model.parameters())
     adapted.to(device=like.device, dtype=like.dtype)
     adapted.data_config = _data_config(model.data_config, changes)
-    theirs = model.state_dict()
+    theirs, ours = model.state_dict(), adapted.state_dict()
+    for name in sorted(theirs.keys() ^ ours.keys()):
+        if not name.startswith("head."):
+            raise UsageError(f"adapting changes the structure: {name} has no counterpart")
     with torch.no_grad():
-        for name, tensor in adapted.state_dict().items():
+        for name, tensor in ours.items():
             source = theirs.get(name)
-            if name.startswith("head.") and (source is None or source.shape != tensor.shape):
+            if source is None or (name.startswith("head.") and source.shape != tensor.shape):
                 continue
-            if source is None:
-                raise UsageError(f"adapting changes the structure: {name} has no counterpart")
             path, _, own = name.rpartition(".")
             part, old = cast(Part, adapted.get_submodule(path)), cast(Part, model.get_submodule(path))
             if _sizes(part, own) != _sizes(old, own):

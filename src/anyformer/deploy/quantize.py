@@ -7,6 +7,7 @@ channel. Attention's products of activations, norms and activation functions sta
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def quantize_onnx(source: Path, path: Path, images: Tensor) -> None:
         def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(images.split(BATCH))
 
-        def get_next(self) -> dict | None:  # type: ignore[override]
+        def get_next(self) -> Any:  # None after the last, which the base class's annotation leaves out
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch.numpy()}
 

@@ -8,7 +8,8 @@ from typing import Any
 from anyformer.core import registry
 
 FEWEST = 7  # tokens along a side that a stem leaves, where the picture has the pixels
-LARGEST = {"isotropic": 16}  # stride of the published stems, else 4
+LARGEST = {"isotropic": 16}  # stride of the published stems, else 4; small pyramids have one of their own beyond it
+LARGEST_SMALL = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _candidate(name: str, size: int, channels: int, classes: int) -> Candidate:
         size,
         stages=len(getattr(pattern, "stages", "1")),
         smallest=system.smallest_patch,
-        largest=LARGEST.get(pattern.part.name, 4),
+        largest=LARGEST.get(pattern.part.name, LARGEST_SMALL if name in system.small else 4),
     )
     options = {"img_size": size, "patch_size": patch, "in_chans": channels, "num_classes": classes}
     return Candidate(name, system.paper.slug, options)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anyformer.core.errors import AnyformerError
 from anyformer.core.model import Model
+from anyformer.core.part import Norm
 from anyformer.core.store import create_model
 from anyformer.data.batches import Batches, data_config, normalize
 from anyformer.data.imageset import ImageSet
@@ -28,7 +29,8 @@ from anyformer.train.schedule import adamw
 BATCH = 32
 TOGETHER = 256  # pictures in one evaluation
 LEARNING_RATE = 1e-3
-NORMED_RATE = 6e-3  # of networks with batch norms, which bear it and then learn several times faster
+NORMED_RATE = 6e-3  # of networks whose norms are batch norms, which bear it and then learn several times faster
+MIXED_RATE = 1.5e-3  # where other norms stand beside them
 FINE_TUNING = 3e-4  # of weights that know something already
 
 
@@ -123,7 +125,8 @@ class Data:
         """The highest learning rate of a candidate that has been started."""
         if self.origins.get(name, {}).get("pretrained"):
             return FINE_TUNING
-        return NORMED_RATE if any(isinstance(part, BatchNorm) for part in model.modules()) else LEARNING_RATE
+        normed = [isinstance(part, BatchNorm) for part in model.modules() if isinstance(part, Norm)]
+        return NORMED_RATE if normed and all(normed) else MIXED_RATE if any(normed) else LEARNING_RATE
 
     def outputs_of(self, model: nn.Module, indices: Tensor) -> Tensor:
         """A model's outputs ``(n, k)`` for a part, in evaluation mode, in which it is left."""

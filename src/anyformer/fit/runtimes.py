@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from anyformer.core.errors import UsageError, nearest
 from anyformer.deploy.runtime import OnnxModel, OpenvinoModel
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "eager": "torch"}  # and what reports call them
 
@@ -52,11 +56,11 @@ def open_file(path: Path, runtime: str) -> Run:
     return OpenvinoModel(path) if runtime == "openvino" else OnnxModel(path)
 
 
-def as_function(model: "object") -> Run:
+def as_function(model: "nn.Module") -> Run:
     """A torch model in evaluation mode as a function of arrays."""
     import torch
 
-    module = model.eval()  # type: ignore[attr-defined]
+    module = model.eval()
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():

@@ -17,9 +17,11 @@ class Meter:
     """
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        self.packages = sorted(path for path in root.glob("intel-rapl:*") if path.name.count(":") == 1)
-        self.reason = "" if self.packages else "not reported by this machine"
         try:
+            self.packages = sorted(
+                path for path in root.glob("intel-rapl:*") if (path / "name").read_text().startswith("package-")
+            )  # the others are parts of a package, or the whole machine, which the packages are parts of
+            self.reason = "" if self.packages else "not reported by this machine"
             self.read()
         except OSError as error:
             self.reason = f"reported by this machine, but not to this user ({error.strerror})"

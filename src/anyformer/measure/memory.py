@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from anyformer.core.errors import AnyformerError
+from anyformer.measure.exported import Exported, is_export
 from anyformer.measure.forms import form
 from anyformer.measure.subject import Subject, images, size_of
 
@@ -80,6 +81,10 @@ def measured(
     """Measure in this process, which should be a fresh one."""
     torch.set_num_threads(threads)
     edges = None if size is None else (size[0], size[1])
+    if is_export(source):
+        exported = Exported.of(source)
+        run, example = exported.form(threads), exported.images(batch, edges)
+        return Peak(forward_mb=_growth(lambda: run(example)))
     model = Subject(source, source).model(edges)
     example = images(model, batch, edges or size_of(model))
     run = form(model, runtime, example, precision, threads)

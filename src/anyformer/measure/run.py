@@ -22,6 +22,7 @@ from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.core.machine import processor
 from anyformer.measure.cost import cost
 from anyformer.measure.energy import Meter
+from anyformer.measure.exported import Exported, is_export
 from anyformer.measure.forms import RANDOM_SCALES, check, form
 from anyformer.measure.latency import Call, Clock, interleaved, matrix_rate
 from anyformer.measure.memory import peak, sentence
@@ -76,7 +77,7 @@ class Plan:
 class Rival:
     """One cell of the plan: a row to be."""
 
-    subject: Subject
+    subject: Subject | Exported
     runtime: str
     precision: str
     batch: int
@@ -87,7 +88,8 @@ def measure(models: Source | Sequence[Source], example: Tensor | None = None, **
     """Measure models, each by itself: its runtimes and precisions take turns, and are compared with the first of them.
 
     Args:
-        models: One or more of: a name of the catalogue, a folder of ours, a model.
+        models: One or more of: a name of the catalogue, a folder that was saved, fitted or exported, a model. What was
+            exported has a runtime, a precision and a size of its own, whatever the plan says of the first two.
         example: Images whose batch and size stand for those of the plan.
         options: What ``run`` and ``Plan`` take.
 
@@ -143,9 +145,7 @@ def run(
     if not sources:
         raise UsageError("nothing to measure: name at least one model")
     with ExitStack() as stack, _threads(settings.threads) as threads:
-        subjects = _named(
-            [stack.enter_context(AtHand(s)) if isinstance(s, nn.Module) else Subject.of(s) for s in sources]
-        )
+        subjects = _named([stack.enter_context(AtHand(s)) if isinstance(s, nn.Module) else _found(s) for s in sources])
         meter = Meter()
         notify("how fast this machine multiplies", 0.0)
         table = Table(about=_about(settings, threads, meter))
@@ -162,10 +162,16 @@ def run(
     return table
 
 
-def _named(subjects: list[Subject]) -> list[Subject]:
+def _found(source: str | Path) -> Subject | Exported:
+    """The subject of a name or a folder; a file stands for the folder that it was exported into."""
+    folder = Path(source).parent if Path(source).is_file() else source
+    return Exported.of(folder) if is_export(folder) else Subject.of(source)
+
+
+def _named(subjects: list[Subject | Exported]) -> list[Subject | Exported]:
     """With a number behind a name that came before, so that rows can be told apart."""
     seen: Counter[str] = Counter()
-    named: list[Subject] = []
+    named: list[Subject | Exported] = []
     for subject in subjects:
         seen[subject.name] += 1
         count = seen[subject.name]
@@ -173,14 +179,19 @@ def _named(subjects: list[Subject]) -> list[Subject]:
     return named
 
 
-def _groups(subjects: list[Subject], plan: Plan, together: bool) -> Iterator[list[Rival]]:
-    """Those who take turns."""
+def _groups(subjects: list[Subject | Exported], plan: Plan, together: bool) -> Iterator[list[Rival]]:
+    """Those who take turns; what was exported takes one turn in its own form."""
     forms = list(product(plan.runtimes, plan.precisions))
     for size, batch in product(plan.sizes, plan.batches):
         if together:
-            yield from ([Rival(each, *form, batch, size) for each in subjects] for form in forms)
+            yield from ([Rival(each, *_own(each, [form])[0], batch, size) for each in subjects] for form in forms)
         else:
-            yield from ([Rival(each, *form, batch, size) for form in forms] for each in subjects)
+            yield from ([Rival(each, *form, batch, size) for form in _own(each, forms)] for each in subjects)
+
+
+def _own(subject: Subject | Exported, forms: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The forms, as (runtime, precision), that a subject is measured in where these are asked for."""
+    return [(subject.runtime, subject.precision)] if isinstance(subject, Exported) else forms
 
 
 def _measured(
@@ -249,6 +260,8 @@ def _prepared(rival: Rival, threads: int) -> tuple[Row, Call | None]:
         width=width,
     )
     try:
+        if isinstance(rival.subject, Exported):
+            return _opened(rival.subject, row, rival.size, threads)
         model = rival.subject.model(rival.size)
         height, width = rival.size or size_of(model)
         example = images(model, rival.batch, (height, width))
@@ -264,6 +277,13 @@ def _prepared(rival: Rival, threads: int) -> tuple[Row, Call | None]:
     if rival.precision == "float32" and not error <= EQUAL:
         return replace(row, note=f"its scores differ from the model's by {error:.1e} of the largest; not timed"), None
     return row, lambda: call(example)
+
+
+def _opened(subject: Exported, row: Row, size: Size | None, threads: int) -> tuple[Row, Call]:
+    """As ``_prepared``, where there is a file and no model: nothing is counted, and its error stands in its record."""
+    example, call = subject.images(row.batch, size), subject.form(threads)
+    call(example)
+    return replace(row, height=example.shape[2], width=example.shape[3]), lambda: call(example)
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:

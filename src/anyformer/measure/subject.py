@@ -33,9 +33,11 @@ class Subject:
         """A subject whose name or folder is known to be there.
 
         Raises:
-            UsageError: There is neither a folder nor a model of that name (with the nearest).
+            UsageError: There is neither a folder nor a model of that name (with the nearest), or it is a file.
         """
         text = str(source)
+        if Path(text).is_file():
+            raise UsageError(f"{text} is a file; give the folder that it was saved, fitted or exported into, whole")
         if Path(text).is_dir():
             return cls(text, text)
         registry.system_of(text)

@@ -1,3 +1,7 @@
+"""The command line as its users meet it, and what its commands hand to the functions behind them."""
+
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -7,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from anyformer.app.cli import app
 
 ANYFORMER = [sys.executable, "-m", "anyformer.app.cli"]
 
@@ -83,6 +89,102 @@ def test_bad_input_is_one_sentence_and_an_exit_code(
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 5
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "function", "given"),
+    [
+        (
+            "measure vit_micro --runtime onnx --precision int8 --batch 2 --size 8 --threads 3 --seconds 4 --width 0.5 "
+            "--no-memory --out a.csv --out b.md --json",
+            "measuring",
+            "print_table",
+            {
+                "command": "measure",
+                "names": ["vit_micro"],
+                "memory": False,
+                "as_json": True,
+                "runtime": "onnx",
+                "precision": "int8",
+                "batch": "2",
+                "size": "8",
+                "threads": 3,
+                "seconds": 4.0,
+                "width": 0.5,
+                "out": [Path("a.csv"), Path("b.md")],
+            },
+        ),
+        (
+            "compare vit_micro swin_micro",
+            "measuring",
+            "print_table",
+            {
+                "command": "compare",
+                "names": ["vit_micro", "swin_micro"],
+                "memory": True,
+                "as_json": False,
+                "runtime": "eager",
+                "precision": "float32",
+                "batch": "1",
+                "size": "",
+                "threads": None,
+                "seconds": 20.0,
+                "width": 0.04,
+                "out": None,
+            },
+        ),
+        (
+            "export vit_micro --to torch --out there --precision bfloat16 --calibrate digits --max-loss 2 --size 8",
+            "exporting",
+            "run_export",
+            {
+                "target": "vit_micro",
+                "to": "torch",
+                "precision": "bfloat16",
+                "calibrate": "digits",
+                "out": Path("there"),
+                "max_loss": 2.0,
+                "size": 8,
+            },
+        ),
+        (
+            "fit t.csv --budget params<=1M --minutes 2 --out there --seed 3 --trials 4 --size 8 --bf16 --runtime eager "
+            "--weights w --distill --device cpu --kind regression --files f --target a --target b --storage s --worker "
+            "--dry-run --json",
+            "fitting",
+            "run_fit",
+            {
+                "data": "t.csv",
+                "measure_only": True,
+                "worker": True,
+                "storage": "s",
+                "as_json": True,
+                "target": ["a", "b"],
+                "options": {
+                    "budget": "params<=1M",
+                    "minutes": 2.0,
+                    "out": Path("there"),
+                    "seed": 3,
+                    "trials": 4,
+                    "size": 8,
+                    "bf16": True,
+                    "runtime": "eager",
+                    "weights": "w",
+                    "distill": True,
+                    "device": "cpu",
+                    "kind": "regression",
+                    "files": "f",
+                },
+            },
+        ),
+    ],
+)
+def test_every_option_arrives(monkeypatch, line: str, module: str, function: str, given: dict[str, object]) -> None:
+    behind, arrived = importlib.import_module(f"anyformer.app.{module}"), []
+    signature = inspect.signature(getattr(behind, function))
+    monkeypatch.setattr(behind, function, lambda *words, **options: arrived.append(signature.bind(*words, **options)))
+    app(line.split(), standalone_mode=False)
+    assert [call.arguments for call in arrived] == [given]
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from anyformer.data.images import ImageSet
 from anyformer.data.split import split
 from anyformer.deploy.forms import Form
 from anyformer.deploy.quantize import Judgement
-from anyformer.deploy.runtime import OnnxModel
+from anyformer.deploy.runtime import OnnxModel, load_openvino
 from anyformer.measure.latency import Ratio
 
 SIDE = 8
@@ -84,12 +85,14 @@ def test_a_saved_model_is_exported_with_its_record_and_digests(folder, tmp_path,
     printed = capsys.readouterr().out
     assert "* onnx" in printed
     assert "2.00 times as fast as eager torch" in printed
+    assert f'InferenceSession("{out}/model.onnx")' in printed
 
     # The folder of an export may be written again; int8 is judged with the labels of the same classes.
     run_export(str(folder), to="onnx", out=out, precision="int8", calibrate="somewhere", max_loss=5)
     record = json.loads((out / "export.json").read_text())
     judged = record["forms"][0]["predictions"]
     assert record["calibrated_with"] == "somewhere"
+    assert record["split_seed"] == 0
     assert judged["images"] == 20
     assert judged["accuracy_before"] == 1.0
     assert judged["accuracy_after"] >= 0.95
@@ -216,12 +219,13 @@ def test_images_that_are_no_squares_are_not_calibrated_with(tmp_path):
         run_export(str(tmp_path / "wide"), to="onnx", out=tmp_path / "out", precision="int8", calibrate="somewhere")
 
 
-def test_calibration_takes_training_pictures_and_judging_takes_the_others(folder, monkeypatch):
+@pytest.mark.parametrize("seed", [0, 5])
+def test_calibration_takes_training_pictures_and_judging_takes_the_others(seed, folder, monkeypatch):
     grey = pictures(channels=1)
     monkeypatch.setattr(exporting, "load", lambda source, size: grey)
     model = from_pretrained(folder)
-    made = exporting._calibration("somewhere", model, (SIDE, SIDE), 1.0)
-    parts = split(grey.labels, 0)
+    made = exporting._calibration("somewhere", model, (SIDE, SIDE), 1.0, seed)
+    parts = split(grey.labels, seed)
     colour = normalize(grey.images.expand(-1, 3, -1, -1), model.data_config)
     held_out = torch.cat([parts.validation, parts.test])
     assert torch.equal(made.held_out, colour[held_out])
@@ -232,7 +236,35 @@ def test_calibration_takes_training_pictures_and_judging_takes_the_others(folder
         image.numpy().tobytes() for image in colour[parts.train]
     }
     model.data_config["classes"] = ["other", "names"]
-    assert exporting._calibration("somewhere", model, (SIDE, SIDE), 1.0).labels is None
+    assert exporting._calibration("somewhere", model, (SIDE, SIDE), 1.0, seed).labels is None
+
+
+def test_the_folder_of_a_fit_is_calibrated_by_its_own_division(folder, tmp_path, monkeypatch, drawn):
+    fitted, asked = tmp_path / "fitted", []
+    from_pretrained(folder).save_pretrained(fitted)
+    (fitted / "report.json").write_text('{"split": {"seed": 5}}')
+    real = exporting.divide
+    monkeypatch.setattr(exporting, "divide", lambda *given: (asked.append(given[2]), real(*given))[1])
+    drawn({("onnx", "int8"): 1.0})
+    run_export(str(fitted), to="onnx", out=tmp_path / "out", precision="int8", calibrate="somewhere")
+    assert asked == [5]
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["split_seed"] == 5
+    (fitted / "report.json").write_text('{"split": null}')
+    with pytest.raises(AnyformerError, match=r"report\.json does not say how the pictures were divided"):
+        run_export(str(fitted), to="onnx", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
+def test_the_python_that_is_told_gives_the_models_scores(to, folder, tmp_path, quick, monkeypatch):
+    run_export(str(folder), to=to, out=tmp_path / "out")
+    use = json.loads((tmp_path / "out" / "export.json").read_text())["use"]
+    monkeypatch.chdir(tmp_path / "out")
+    images = torch.randn(3, 3, SIDE, SIDE)
+    module = {"onnx": onnxruntime, "openvino": load_openvino(), "torch": torch}[to]
+    given = images if to == "torch" else images.numpy()
+    scores = torch.as_tensor(eval(use, {module.__name__: module, "images": given}))
+    with torch.no_grad():
+        assert torch.allclose(scores, from_pretrained(folder)(images), atol=1e-5)
 
 
 def test_openvino_is_told_its_precision(folder, tmp_path, drawn):

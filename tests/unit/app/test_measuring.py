@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyformer.app.measuring import print_comparison, print_measurements
+from anyformer.app.measuring import print_table
 from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.measure import run
 from anyformer.measure.memory import Peak
@@ -39,7 +39,7 @@ QUICK = {"seconds": 0.001, "threads": 1}
 
 
 def test_a_table_for_people(forms, capsys):
-    print_measurements(["vit_micro"], runtime="eager, onnx", batch="1,4", **QUICK)
+    print_table("measure", ["vit_micro"], runtime="eager, onnx", batch="1,4", **QUICK)
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[0].split()[:5] == ["model", "runtime", "precision", "batch", "size"]
@@ -52,7 +52,7 @@ def test_a_table_for_people(forms, capsys):
 
 
 def test_json_alone_on_standard_output(forms, capsys):
-    print_comparison(["vit_micro", "swin_micro"], size="32,64x32", as_json=True, **QUICK)
+    print_table("compare", ["vit_micro", "swin_micro"], size="32,64x32", as_json=True, **QUICK)
     data = json.loads(capsys.readouterr().out)
     assert {(row["name"], row["height"], row["width"]) for row in data["rows"]} == {
         (name, height, 32) for name in ("vit_micro", "swin_micro") for height in (32, 64)
@@ -62,7 +62,7 @@ def test_json_alone_on_standard_output(forms, capsys):
 
 
 def test_all_runtimes_and_precisions(forms, capsys):
-    print_measurements(["vit_micro"], runtime="all", precision="float32,int8", memory=False, as_json=True, **QUICK)
+    print_table("measure", ["vit_micro"], runtime="all", precision="float32,int8", memory=False, as_json=True, **QUICK)
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {(row["runtime"], row["precision"]) for row in rows} == {
         (runtime, precision)
@@ -74,7 +74,7 @@ def test_all_runtimes_and_precisions(forms, capsys):
 
 def test_files_in_every_format(forms, tmp_path, capsys):
     out = [tmp_path / f"table{ending}" for ending in (".json", ".csv", ".md", ".png")]
-    print_measurements(["vit_micro"], out=out, as_json=True, **QUICK)
+    print_table("measure", ["vit_micro"], out=out, as_json=True, **QUICK)
     assert out[0].read_text() == capsys.readouterr().out
     assert load(out[0]) == load(out[1])
     assert out[2].read_text().startswith("| model | runtime |")
@@ -86,7 +86,7 @@ def test_an_interruption_keeps_what_was_measured(forms, tmp_path, capsys):
     forms["openvino"] = KeyboardInterrupt()
     out = [tmp_path / "table.csv", tmp_path / "table.png"]
     with pytest.raises(KeyboardInterrupt):
-        print_comparison(["vit_micro", "swin_micro"], runtime="eager,openvino", out=out, **QUICK)
+        print_table("compare", ["vit_micro", "swin_micro"], runtime="eager,openvino", out=out, **QUICK)
     assert [row.name for row in load(out[0]).rows] == ["vit_micro", "swin_micro", "vit_micro"]
     assert out[1].read_bytes().startswith(b"\x89PNG")
     assert "swin_micro" in capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_an_interruption_keeps_what_was_measured(forms, tmp_path, capsys):
 def test_nothing_measured_is_said_after_the_reasons(forms, tmp_path, capsys):
     forms["onnx"] = UsageError("onnx is not installed")
     with pytest.raises(AnyformerError, match="nothing was measured: vit_micro: onnx is not installed"):
-        print_measurements(["vit_micro"], runtime="onnx", out=[tmp_path / "a.png", tmp_path / "a.json"], **QUICK)
+        print_table("measure", ["vit_micro"], runtime="onnx", out=[tmp_path / "a.png", tmp_path / "a.json"], **QUICK)
     assert "vit_micro, onnx float32: onnx is not installed" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
@@ -119,14 +119,14 @@ def test_nothing_measured_is_said_after_the_reasons(forms, tmp_path, capsys):
 def test_bad_requests_are_one_sentence(forms, options, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=says):
-        print_measurements(["vit_micro"], **options)
+        print_table("measure", ["vit_micro"], **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_while_a_model_is_timed(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from anyformer.app.measuring import print_measurements as measure\n"
-        "measure(['vit_micro', 'swin_micro'], memory=False, threads=1, width=1e-9, seconds=float(sys.argv[1]),"
+        "import sys; from pathlib import Path; from anyformer.app.measuring import print_table\n"
+        "print_table('measure', ['vit_micro', 'swin_micro'], memory=False, threads=1, width=1e-9, seconds=float(sys.argv[1]),"
         " out=[Path('table.json')])"
     )
     first = "Measuring swin_micro"

@@ -71,6 +71,19 @@ def test_every_type_is_kept(dtype, tmp_path):
         assert torch.equal(again(images), model.eval()(images))
 
 
+def test_what_saved_a_model_is_recorded_and_never_read(tmp_path):
+    model = noisy(af.create_model("vit_micro", num_classes=3))
+    model.save_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "b")
+    contents = {name: (tmp_path / "a" / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    assert contents == {name: (tmp_path / "b" / name).read_bytes() for name in contents}, "one process, one result"
+    config = json.loads(contents[CONFIG])
+    assert config["saved_with"] == {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": "cpu"}
+    del config["saved_with"]  # as in folders of earlier versions
+    write_manifest(tmp_path / "c", {**contents, CONFIG: json.dumps(config).encode()})
+    assert same(af.from_pretrained(tmp_path / "c").state_dict(), model.state_dict())
+
+
 def test_types_may_be_mixed(tmp_path):
     model = noisy(af.create_model("vit_micro").to(torch.bfloat16))
     model.norm.to(torch.float32)

@@ -1,55 +1,83 @@
-"""Energy from counters that the test writes; no machine has to have any."""
+"""Energy from counters that the test writes, in the layout of Linux's powercap; no machine has to have any."""
 
 import pytest
 
 from anyformer.measure.energy import Meter
 
-
-def package(root, name, micro, full=1_000_000):
-    folder = root / name
-    folder.mkdir(exist_ok=True)
-    (folder / "energy_uj").write_text(f"{micro}\n")
-    (folder / "max_energy_range_uj").write_text(f"{full}\n")
+FULL = 262_143_328_850  # microjoules at which a counter starts anew: a figure of Intel's
 
 
-def test_energy_is_that_of_all_packages_a_call(tmp_path):
+@pytest.fixture
+def machine(tmp_path):
+    """A machine whose counters are set by the name of their folder."""
+
+    def write(folder, micro, name="package-0"):
+        place = tmp_path / folder
+        place.mkdir(exist_ok=True)
+        for file, content in (("name", name), ("energy_uj", micro), ("max_energy_range_uj", FULL)):
+            (place / file).write_text(f"{content}\n")
+
+    write.root = tmp_path
+    return write
+
+
+def test_energy_is_that_of_all_packages_a_call(machine):
     counts = {"intel-rapl:0": 1000, "intel-rapl:1": 5000}
 
     def write():
-        for name, count in counts.items():
-            package(tmp_path, name, count % 1_000_000)
+        for number, (folder, count) in enumerate(counts.items()):
+            machine(folder, count, f"package-{number}")
 
     write()
-    package(tmp_path, "intel-rapl:0:0", 7)  # a part of package 0 is not counted twice
     now = iter(range(100))
 
     def call():
         counts["intel-rapl:0"] += 300
         counts["intel-rapl:1"] += 700
-        package(tmp_path, "intel-rapl:0:0", 999)
         write()
 
-    meter = Meter(tmp_path)
+    meter = Meter(machine.root)
     assert meter.reason == ""
     assert meter.millijoules(call, seconds=5, clock=lambda: next(now)) == pytest.approx(1.0)
+    assert counts["intel-rapl:0"] == 1000 + 300 * 5
 
 
-def test_a_counter_that_starts_anew_is_followed(tmp_path):
-    package(tmp_path, "intel-rapl:0", 999_000)
-    call = lambda: package(tmp_path, "intel-rapl:0", 3_000)  # noqa: E731
-    assert Meter(tmp_path).millijoules(call, seconds=0) == pytest.approx(4.0)
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("intel-rapl:0:0", "core"),
+        ("intel-rapl:0:2", "dram"),
+        ("intel-rapl:1", "psys"),
+        ("intel-rapl-mmio:0", "package-0"),
+    ],
+)
+def test_what_a_package_counts_already_is_not_counted_twice(machine, folder, name):
+    machine("intel-rapl:0", 0)
+    machine(folder, 0, name)
+
+    def call():
+        machine("intel-rapl:0", 2000)
+        machine(folder, 9000, name)
+
+    assert Meter(machine.root).millijoules(call, seconds=0) == pytest.approx(2.0)
 
 
-def test_a_machine_without_counters_says_so(tmp_path):
-    meter = Meter(tmp_path / "nowhere")
+def test_a_counter_that_starts_anew_is_followed(machine):
+    machine("intel-rapl:0", FULL - 1000)
+    assert Meter(machine.root).millijoules(lambda: machine("intel-rapl:0", 3000), seconds=0) == pytest.approx(4.0)
+
+
+def test_a_machine_without_counters_says_so(machine):
+    meter = Meter(machine.root / "nowhere")
     assert meter.reason == "not reported by this machine"
     assert meter.millijoules(int) is None
 
 
-def test_counters_that_may_not_be_read_say_so(tmp_path):
-    package(tmp_path, "intel-rapl:0", 1)
-    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
-    (tmp_path / "intel-rapl:0" / "energy_uj").mkdir()  # unreadable for everyone, root too
-    meter = Meter(tmp_path)
-    assert meter.reason.startswith("reported by this machine, but not to this user")
+@pytest.mark.parametrize("file", ["name", "energy_uj"])
+def test_counters_that_may_not_be_read_say_so(machine, file):
+    machine("intel-rapl:0", 1)
+    (machine.root / "intel-rapl:0" / file).unlink()
+    (machine.root / "intel-rapl:0" / file).mkdir()  # unreadable for everyone, root too
+    meter = Meter(machine.root)
+    assert meter.reason == "reported by this machine, but not to this user (Is a directory)"
     assert meter.millijoules(int) is None

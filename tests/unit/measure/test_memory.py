@@ -3,6 +3,8 @@
 import sys
 
 import pytest
+import torch
+from torch import nn
 
 from anyformer.core.errors import AnyformerError
 from anyformer.measure import memory
@@ -28,6 +30,48 @@ def test_a_training_step_needs_more_than_a_forward_pass():
     found = peak(ASKED)
     assert found.note == ""
     assert 1 < found.forward_mb < found.training_mb < 1000
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """What is done in the process itself, with a growth that is counted instead of measured."""
+    done = []
+    monkeypatch.setattr(memory, "form", lambda model, runtime, example, *_: lambda batch: done.append("run"))
+    monkeypatch.setattr(memory, "_growth", lambda call: (done.append("mark"), call(), float(len(done)))[2])
+    monkeypatch.setattr(memory.torch, "set_num_threads", lambda count: done.append(count))
+    return done
+
+
+@pytest.mark.parametrize(
+    ("runtime", "done"),
+    [("eager", [3, "run", "mark", "run"]), ("compiled", [3, "run", "mark", "run"]), ("onnx", [3, "mark", "run"])],
+)
+def test_a_runtime_that_keeps_its_memory_is_not_run_before(passes, runtime, done):
+    found = memory.measured("vit_micro", runtime, "float32", 2, [8, 12], threads=3, training=False)
+    assert passes == done
+    assert found == Peak(forward_mb=float(len(done)))
+
+
+def test_a_training_step_that_is_refused_leaves_the_forward_pass(passes, monkeypatch):
+    trained = []
+
+    def refuse(model, example):
+        trained.append((type(model).__name__, tuple(example.shape)))
+        if len(trained) == 2:
+            raise ValueError("Expected more than 1 value per channel when training")
+
+    monkeypatch.setattr(memory, "_train", refuse)
+    found = memory.measured("vit_micro", "eager", "float32", 2, None, threads=3, training=True)
+    assert found == Peak(forward_mb=4.0, note="training step: Expected more than 1 value per channel when training")
+    assert trained == [("Linear", (1, 1)), ("Isotropic", (2, 3, 32, 32))]
+
+
+def test_a_training_step_moves_every_weight():
+    model = nn.Linear(2, 1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    memory._train(model.eval(), torch.ones(3, 2))
+    assert model.training
+    assert all((old != new).all() for old, new in zip(before, model.parameters(), strict=True))
 
 
 def test_a_child_that_the_system_ended_ran_out_of_memory():

@@ -87,3 +87,41 @@ def test_other_channels_and_strides_are_adapted():
 def test_an_image_without_a_window_is_refused():
     with pytest.raises(core.UsageError, match="give a smaller patch_size"):
         filled(patch_size=4)(torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+
+
+def authors(images, model):
+    """The end of the authors' network, from their names: a norm over grid and channels, a mean, a linear map."""
+    theirs = af.dump_weights(model, format="official")
+    features = model.stages_of(images)[0][-1].movedim(-1, 1)
+    normal = torch.nn.functional.group_norm(features, 1, theirs["norm.weight"], theirs["norm.bias"], 1e-5)
+    return torch.nn.functional.linear(normal.mean((2, 3)), theirs["head.weight"], theirs["head.bias"])
+
+
+@pytest.mark.parametrize("format", ["official", "timm"])
+def test_the_authors_scores_from_weights_of_either_format(format):
+    plain, images = filled(), torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    model = af.create_model(
+        "poolformer_micro", num_classes=10, in_chans=1, img_size=8, patch_size=1, norm_first=True
+    ).double()
+    af.load_weights(model.eval(), af.dump_weights(plain, format=format), format=format)
+    scores = model(images)
+    assert torch.allclose(scores, authors(images, plain), rtol=1e-12)
+    assert not torch.allclose(scores, plain(images), rtol=1e-5)
+    assert {name: t.shape for name, t in af.dump_weights(model, format="timm").items()} == {
+        name: t.shape for name, t in af.dump_weights(plain, format="timm").items()
+    }
+
+
+def test_the_form_goes_with_a_saved_model(tmp_path):
+    model = af.create_model("poolformer_micro", num_classes=3, norm_first=True).eval()
+    model.save_pretrained(tmp_path)
+    again, images = af.from_pretrained(tmp_path), torch.randn(1, 3, 32, 32)
+    assert torch.equal(again(images), model(images))
+    assert af.adapt(again, in_chans=1).norm is not None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_model_is_not_adapted_to_the_other_form(first):
+    model = af.create_model("poolformer_micro", norm_first=first)
+    with pytest.raises(core.UsageError, match=r"adapting changes the structure: norm\.\w+ has no counterpart"):
+        af.adapt(model, norm_first=not first)

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from anyformer import core
+from anyformer.parts.convolutions.convolution import Convolution
+from anyformer.parts.convolutions.parallel import MobileOne
+from anyformer.parts.norms.batch_norm import BatchNorm
 
 
 class ConvolutionalStem(core.Embed, name="convolutional_stem"):
@@ -32,3 +35,24 @@ class ConvolutionalStem(core.Embed, name="convolutional_stem"):
         for layer in self.layers:
             x = layer(x)
         return x, core.Context(layout=core.Layout(grid=(x.shape[1], x.shape[2])))
+
+
+def halving_stem(channels: int, stride: int) -> core.Config:
+    """Dense 3 x 3 convolutions with batch norms, for small networks that read pictures in patches too large for one map.
+
+    One halves the grid, then two for every further halving, of which the first halves (the stem of "Early Convolutions
+    Help Transformers See Better", arXiv:2106.14881, section 3, is of this kind). A patch that one linear map reads is
+    mostly noise where the picture is noisy, and a layer norm behind it makes flat ground as loud as the strokes.
+
+    Args:
+        channels: of the image.
+        stride: a power of two, 2 or more.
+    """
+
+    def layer(stride: int) -> core.Config:
+        return MobileOne.Config(convolution=Convolution.Config(kernel=3, stride=stride, norm=BatchNorm.Config()))
+
+    halvings = stride.bit_length() - 1
+    if stride != 2**halvings or not halvings:
+        raise core.UsageError(f"patch_size={stride}: the stem halves the grid, so give a power of two")
+    return ConvolutionalStem.Config(channels=channels, layers=(layer(2), *((layer(2), layer(1)) * (halvings - 1))))

@@ -21,6 +21,7 @@ from anyformer.parts.norms.layer_norm import LayerNorm
 from anyformer.parts.residuals.residual import ScaledResidual
 from anyformer.parts.token_mixers.depthwise import DepthwiseConvolution
 from anyformer.skeletons.blocks import MixerNormBlock
+from anyformer.skeletons.coarse import coarse
 from anyformer.skeletons.pyramid import Pyramid, Stage
 
 PAPER = core.Paper("convnext", contributes=("model", "part"))
@@ -54,7 +55,7 @@ def pattern(
     linear = Linear.Config(init=core.Init("xavier_uniform")) if name in SMALL else None
     scale = core.Init("constant", 0.1 if name in SMALL else 1e-6)
     rates = iter(core.ramp(drop_path_rate, sum(depths)))
-    return Pyramid.Config(
+    whole = Pyramid.Config(
         embed=PatchEmbed.Config(channels=in_chans, patch=patch_size, norm=norm),
         stages=tuple(
             Stage.Config(
@@ -74,6 +75,7 @@ def pattern(
         ),
         head=MeanPoolHead.Config(num_classes=num_classes, norm=norm),
     )
+    return coarse(whole, in_chans, patch_size) if name in SMALL else whole
 
 
 def data_config(name: str) -> dict[str, Any]:

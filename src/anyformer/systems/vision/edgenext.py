@@ -27,6 +27,7 @@ from anyformer.parts.norms.layer_norm import LayerNorm
 from anyformer.parts.residuals.residual import ScaledResidual
 from anyformer.parts.token_mixers.depthwise import DepthwiseConvolution
 from anyformer.skeletons.blocks import MixerNormBlock
+from anyformer.skeletons.coarse import coarse
 from anyformer.skeletons.pyramid import Pyramid, Stage
 
 PAPER = core.Paper(
@@ -230,7 +231,7 @@ def pattern(
             residual=ScaledResidual.Config(init=scale, drop_path=rate),
         )
 
-    return Pyramid.Config(
+    whole = Pyramid.Config(
         embed=PatchEmbed.Config(channels=in_chans, patch=patch_size, norm=norm),
         stages=tuple(
             Stage.Config(
@@ -242,6 +243,7 @@ def pattern(
         ),
         head=MeanPoolHead.Config(num_classes=num_classes, norm=norm),
     )
+    return coarse(whole, in_chans, patch_size) if name in SMALL else whole
 
 
 def data_config(name: str) -> dict[str, Any]:

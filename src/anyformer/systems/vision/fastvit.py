@@ -217,7 +217,7 @@ def data_config(name: str) -> dict[str, Any]:
     }
 
 
-_TABLE = "the paper's ImageNet figures, noted from memory and still to be looked up"
+_TABLE = "table 2 of arXiv:2303.14189v2, counted with fvcore; read as the replication balala8/FastViT_pytorch quotes it"
 _FEWER = "the authors' code has 3 to 12 % more parameters than is printed, its deploy form too; ours are the code's"
 PUBLISHED = {
     name: core.Published(params=params, macs=macs, at=(256, 256), source=_TABLE, explained=_FEWER)

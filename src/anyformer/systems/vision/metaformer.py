@@ -5,6 +5,12 @@ with a residual (eq. 2, 3); in PoolFormer the mixer is a 3x3 average pooling les
 parameters. Norms are group norms with one group, and learned scales stand in the residuals. Against Swin it has no
 attention and no windows; patches overlap, in the stem and between the stages.
 
+Two forms of the classifier are in use, with the same weights under the same names. The authors' code normalises the last
+features over grid and channels and then averages them; timm averages first and normalises the channels of the mean. Both
+divide the same numbers by a spread an image, timm's by the smaller one. A model is built in timm's form, which the proof
+levels hold it against; the scores of the authors' code come from ``create_model("poolformer_s12", norm_first=True)``, for
+weights of either format.
+
 Names: our ``embed`` is their ``patch_embed.proj``, ``stages.{i}.blocks`` their ``network.{2i}``, ``stages.{i}.down`` their
 ``network.{2i-1}.proj``; ``residual1.gamma`` and ``residual2.gamma`` their ``layer_scale_1`` and ``layer_scale_2``.
 """
@@ -23,15 +29,16 @@ from anyformer.parts.norms.layer_norm import LayerNorm
 from anyformer.parts.residuals.residual import ScaledResidual
 from anyformer.parts.token_mixers.pooling import Pooling
 from anyformer.skeletons.blocks import PreNormBlock
+from anyformer.skeletons.coarse import coarse
 from anyformer.skeletons.pyramid import Pyramid, Stage
 
 PAPER = core.Paper(
     "metaformer",
     contributes=("model", "part"),
     deviations=(
-        "The official classifier normalises the last features over grid and channels and then averages them; timm averages "
-        "first and normalises the channels of the mean, and so does this file. Both divide the same numbers by a spread an "
-        "image, before the same affine map: with official weights our scores are larger than the authors'.",
+        "By default the classifier is timm's, which normalises the channels of the mean of the last features. The official "
+        "code normalises the features and averages them then, which norm_first=True gives; without it, official weights "
+        "give scores that are larger than the authors'.",
     ),
 )
 
@@ -57,10 +64,12 @@ def pattern(
     img_size: int | tuple[int, int] | None = None,
     patch_size: int = 4,
     drop_path_rate: float = 0.0,
+    norm_first: bool = False,
 ) -> core.Config:
     """The pattern of a size, for images of any size (``img_size`` changes nothing); ``patch_size`` is the stem's stride.
 
-    The stem's filters are 7 x 7 at the published stride of 4, and at others overlap likewise.
+    The stem's filters are 7 x 7 at the published stride of 4, and at others overlap likewise. ``norm_first`` normalises the
+    last features before their mean, as the authors' code does.
     """
     size = SIZES[name]
     norm = GroupNorm.Config(eps=1e-5)
@@ -79,7 +88,7 @@ def pattern(
             residual2=join,
         )
 
-    return Pyramid.Config(
+    whole = Pyramid.Config(
         embed=OverlappedPatchEmbed.Config(
             channels=in_chans,
             kernel=max(2 * patch_size - 1, 3),
@@ -94,8 +103,10 @@ def pattern(
             )
             for stage, (depth, dim) in enumerate(zip(size["depths"], size["dims"], strict=True))
         ),
-        head=MeanPoolHead.Config(num_classes=num_classes, norm=LayerNorm.Config(eps=1e-6)),
+        norm=norm if norm_first else None,
+        head=MeanPoolHead.Config(num_classes=num_classes, norm=None if norm_first else LayerNorm.Config(eps=1e-6)),
     )
+    return coarse(whole, in_chans, patch_size) if name in SMALL else whole
 
 
 def data_config(name: str) -> dict[str, Any]:
@@ -133,11 +144,16 @@ def _layers(spec: Any, theirs: str, scale: str, stage: int) -> tuple[Row, ...]:
     )
 
 
+def _last_norm(spec: Any) -> str:
+    """Where the norm before the classifier stands: before the mean, or after it."""
+    return "head.norm.{p}" if spec.norm is None else "norm.{p}"
+
+
 def _timm(spec: Any) -> KeyMap:
     rows = [
         row("stem.conv.{p}", "embed.{p}"),
         row("stages.{s}.downsample.conv.{p}", "stages.{s}.down.{p}"),
-        row("head.norm.{p}", "head.norm.{p}"),
+        row("head.norm.{p}", _last_norm(spec)),
         row("head.fc.{p}", "head.linear.{p}"),
     ]
     for stage in range(len(spec.stages)):
@@ -148,7 +164,7 @@ def _timm(spec: Any) -> KeyMap:
 def _official(spec: Any) -> KeyMap:
     rows = [
         row("patch_embed.proj.{p}", "embed.{p}"),
-        row("norm.{p}", "head.norm.{p}"),
+        row("norm.{p}", _last_norm(spec)),
         row("head.{p}", "head.linear.{p}"),
     ]
     for stage in range(len(spec.stages)):
