@@ -100,6 +100,12 @@ def test_the_first_candidates_are_of_all_systems() -> None:
     assert len({candidate.name for candidate in chosen}) == 2 * len(vision)
 
 
+def test_small_pyramids_read_coarse_patches_of_larger_pictures_and_the_published_ones_do_not() -> None:
+    chosen = {c.name: c.options["patch_size"] for c in candidates(size=64, channels=1, classes=10, trials=100)}
+    assert chosen["convnext_micro"] == chosen["poolformer_mini"] == 8
+    assert chosen["convnext_tiny"] == chosen["poolformer_s12"] == 4
+
+
 def test_each_rung_warms_up_and_cools_down() -> None:
     factor = Restarts((100, 300))
     values = [factor(step) for step in range(300)]
