@@ -1,5 +1,6 @@
 """Initialisers as data: how a fresh parameter is filled is part of an architecture, so it is written in its spec."""
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 
 from anyformer.core.errors import UsageError
 
-Kind = Literal["constant", "normal", "truncated_normal", "uniform_fan_in", "xavier_uniform"]
+Kind = Literal[
+    *("constant", "normal", "truncated_normal", "uniform_fan_in", "xavier_uniform"),
+    *("log_counts", "log_of_uniform", "step_bias"),
+]
+
+STEPS = (1e-3, 1e-1)  # of state spaces at their start (arXiv:2312.00752, section 3.6)
 
 _UNFILLED = ContextVar("_UNFILLED", default=False)
 
@@ -22,7 +28,9 @@ class Init:
 
     ``constant``: every element is ``value``. ``normal`` and ``truncated_normal`` (cut at two units, not two standard
     deviations, as the field's code does): standard deviation ``value``. ``uniform_fan_in``: uniform within
-    1 / sqrt(fan in) times ``value``. ``xavier_uniform``: Glorot's range times ``value``.
+    1 / sqrt(fan in) times ``value``. ``xavier_uniform``: Glorot's range times ``value``. Of state spaces: ``log_counts``: the
+    logarithms of 1, 2, 3, ... along the last axis. ``log_of_uniform``: the logarithm of a uniform number from 1 to
+    ``value``. ``step_bias``: what softplus makes a step, log-uniform within ``STEPS``, times ``value``.
     """
 
     kind: Kind
@@ -55,6 +63,14 @@ class Init:
                     if tensor.ndim < 2:
                         raise UsageError("xavier_uniform is for weights, not for biases and scales")
                     nn.init.xavier_uniform_(tensor, gain=self.value)
+                case "log_counts":
+                    tensor.copy_(torch.arange(1, tensor.shape[-1] + 1, dtype=tensor.dtype).log())
+                case "log_of_uniform":
+                    tensor.uniform_(1.0, self.value).log_()
+                case "step_bias":
+                    low, high = (math.log(step * self.value) for step in STEPS)
+                    step = tensor.uniform_(low, high).exp()
+                    tensor.copy_(step + (-torch.expm1(-step)).log())  # the inverse of softplus
 
 
 ZEROS = Init("constant", 0.0)

@@ -52,11 +52,12 @@ class System:
         field: the folder it lies in.
         names: its models' names.
         small: those of them that are not of the paper, for small images, tight budgets and tests; smallest first.
-        smallest_patch: the smallest stride of a stem that suits the system, in pixels.
+        smallest_patch: the smallest stride of a stem that suits the system, in pixels; of pictures alone.
         pattern: ``pattern(name, **options)`` gives the pattern of a model.
         published: figures as printed, by model name.
         keys: format name -> key map between the format's names and ours, for a spec.
-        data_config: ``data_config(name)`` gives mean, standard deviation, size, crop and interpolation.
+        data_config: ``data_config(name)`` gives mean, standard deviation, size, crop and interpolation of pictures, or the
+            vocabulary, the tokenizer and the longest context of text.
         inert: parameters, by shell pattern, that the architecture has and nothing depends on -> why.
     """
 
@@ -85,7 +86,7 @@ def systems() -> dict[str, System]:
             field=module.__name__.split(".")[-2],
             names=tuple(module.SIZES),
             small=module.SMALL,
-            smallest_patch=module.SMALLEST_PATCH,
+            smallest_patch=getattr(module, "SMALLEST_PATCH", 1),
             pattern=module.pattern,
             published=module.PUBLISHED,
             keys=module.KEYS,

@@ -26,11 +26,46 @@ class PreNormBlock(core.Block, name="pre_norm_block"):
         x = self.residual1(x, self.mixer(self.norm1(x), ctx))
         return self.residual2(x, self.channel_mixer(self.norm2(x), ctx))
 
+    def init_state(self, batch: int, capacity: int, like: Tensor) -> core.State:
+        """The mixer's."""
+        return self.mixer.init_state(batch, capacity, like)
+
+    def stream(self, x: Tensor, ctx: core.Context, state: core.State) -> tuple[Tensor, core.State]:
+        """One layer, for the next tokens."""
+        mixed, state = self.mixer.stream(self.norm1(x), ctx, state)
+        x = self.residual1(x, mixed)
+        return self.residual2(x, self.channel_mixer(self.norm2(x), ctx)), state
+
     def deployed(self) -> core.Part:
         """Both branches scaled by their own weights."""
         self.residual1 = self.residual1.folded(self.mixer)
         self.residual2 = self.residual2.folded(self.channel_mixer)
         return self
+
+
+class MixerBlock(core.Block, name="mixer_block"):
+    """``residual(x, mixer(norm(x)))``: a layer of one mixer, which mixes channels too, as Mamba's (arXiv:2312.00752)."""
+
+    class Config(core.Config):
+        """One part a slot."""
+
+        dim: int = core.bound()
+        norm: core.Config
+        mixer: core.Config
+        residual: core.Config = PlainResidual.Config()
+
+    def forward(self, x: Tensor, ctx: core.Context) -> Tensor:
+        """One layer."""
+        return self.residual(x, self.mixer(self.norm(x), ctx))
+
+    def init_state(self, batch: int, capacity: int, like: Tensor) -> core.State:
+        """The mixer's."""
+        return self.mixer.init_state(batch, capacity, like)
+
+    def stream(self, x: Tensor, ctx: core.Context, state: core.State) -> tuple[Tensor, core.State]:
+        """One layer, for the next tokens."""
+        mixed, state = self.mixer.stream(self.norm(x), ctx, state)
+        return self.residual(x, mixed), state
 
 
 class MixerNormBlock(core.Block, name="mixer_norm_block"):
@@ -55,19 +90,21 @@ class MixerNormBlock(core.Block, name="mixer_norm_block"):
         return self
 
 
-def layer_block(layer: core.Config, channel_mixer: core.Config, norm: core.Config) -> core.Config:
-    """A whole block as it is, or a pre-norm block around a token mixer."""
+def layer_block(layer: core.Config, channel_mixer: core.Config | None, norm: core.Config) -> core.Config:
+    """A whole block as it is, or a pre-norm block around a token mixer, without a channel mixer where there is none."""
     if layer.part.slot == "block":
         return layer
     if layer.part.slot != "token_mixer":
         raise core.UsageError(f"a layer is a token mixer or a block, {layer.part.name!r} is a {layer.part.slot}")
+    if channel_mixer is None:
+        return MixerBlock.Config(norm=norm, mixer=layer)
     join = PlainResidual.Config()
     return PreNormBlock.Config(
         norm1=norm, mixer=layer, residual1=join, norm2=norm, channel_mixer=channel_mixer, residual2=join
     )
 
 
-def layer_blocks(layers: str, channel_mixer: core.Config, norm: core.Config) -> tuple[core.Config, ...]:
+def layer_blocks(layers: str, channel_mixer: core.Config | None, norm: core.Config) -> tuple[core.Config, ...]:
     """The blocks of a pattern of layers; those that a count repeats are one object, so that a long row costs no memory."""
     row = parse_pattern(layers)
     different = {id(layer): layer for layer in row}
