@@ -3,8 +3,9 @@
 import pytest
 
 from anyformer.core import registry
-from anyformer.verify.equal import LEAST_MOVEMENT, OTHER_SIZE, compare, equal, movements_of
+from anyformer.verify.equal import LEAST_MOVEMENT, compare, equal, movements_of
 from anyformer.verify.structure import counted, native_size
+from anyformer.verify.subjects import subject_of
 
 SMALL = [system.small[-1] for system in registry.systems().values()]
 SMALLEST = [
@@ -20,7 +21,7 @@ def test_equal_small(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_equal_at_a_small_size(name: str) -> None:
-    assert compare(name, OTHER_SIZE, batch=2).failures() == []
+    assert compare(name, subject_of(name).other, batch=2).failures() == []
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -17,7 +17,7 @@ def test_the_index_is_not_stale():
 @pytest.mark.parametrize("name", registry.model_names())
 def test_row(name: str) -> None:
     row = ROWS[name]
-    assert set(row) == {"name", "system", "field", "small", "image", "params", "macs", "levels", "licence"}
+    assert set(row) == {"name", "system", "field", "small", "size", "params", "macs", "levels", "licence"}
     assert row["params"] > 0
     assert row["macs"] > row["params"] / 2
     assert row["licence"] in {"MIT", "Apache-2.0", "LicenseRef-Apple-Sample-Code"}

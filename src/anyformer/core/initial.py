@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from anyformer.core.errors import UsageError
 
 Kind = Literal[
-    *("constant", "normal", "truncated_normal", "uniform_fan_in", "xavier_uniform"),
-    *("log_counts", "log_of_uniform", "step_bias"),
+    "constant",
+    "normal",
+    "truncated_normal",
+    "uniform_fan_in",
+    "xavier_uniform",
+    "log_counts",
+    "log_of_uniform",
+    "step_bias",
 ]
 
 STEPS = (1e-3, 1e-1)  # of state spaces at their start (arXiv:2312.00752, section 3.6)

@@ -78,12 +78,14 @@ def create_model(
 
 
 def _data_config(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model's input must look like, with the size and the number of channels that it was made for."""
+    """What a model's input must look like, with the size, the channels or the vocabulary that it was made for."""
     config: dict[str, Any] = dict(base)
     if options.get("img_size") is not None:
         config["size"] = list(pair(options["img_size"]))
-    channels = options.get("in_chans", config["channels"])
-    if channels != config["channels"]:
+    if options.get("vocabulary") is not None:
+        config["vocabulary"] = options["vocabulary"]
+    channels = options.get("in_chans", config.get("channels"))
+    if channels != config.get("channels"):
         levels = {key: [sum(config[key]) / len(config[key])] * channels for key in ("mean", "std")}
         config.update(levels, channels=channels)
     return config

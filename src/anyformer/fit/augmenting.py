@@ -7,8 +7,10 @@ from torch import Tensor
 
 from anyformer.data.augment import Augmentation
 from anyformer.data.batches import Augment
+from anyformer.data.distort import Chain, Light
 
 TINY = 32  # pixels along a side, below which what lies beyond the border is black
+LIGHT = Light(brightness=0.3, contrast=0.5)  # of pictures, whose class does not hang on it
 
 
 @dataclass(frozen=True)
@@ -31,5 +33,5 @@ class OnGround:
 
 
 def augmentation(size: int) -> Augment:
-    """What suits pictures of a side: shifts, turns and scales, which leave letters and things what they are."""
-    return Augmentation() if size < TINY else OnGround(Augmentation())
+    """What suits pictures of a side: shifts, turns and scales, and other light, which leave letters and things what they are."""
+    return Augmentation() if size < TINY else Chain((OnGround(Augmentation()), LIGHT))

@@ -11,14 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anyformer.core import registry
 from anyformer.core.model import Model
-from anyformer.core.store import create_model, dump_weights, key_map
+from anyformer.core.store import dump_weights, key_map
 from anyformer.verify.evidence import Evidence
 from anyformer.verify.filling import fill, settle, uniform
-from anyformer.verify.oracles import oracle, oracle_stages_and_scores
-from anyformer.verify.sensitivity import movements, stages_and_scores
+from anyformer.verify.sensitivity import movements
+from anyformer.verify.subjects import subject_of
 
-FORMAT = "timm"
-OTHER_SIZE = (72, 104)  # not square, a multiple of no window, and small, as sensitivity takes a pass a parameter
 LIMITS = {"outputs": 1e-9, "features": 1e-9, "input_gradient": 1e-8, "parameter_gradients": 1e-8, "float32": 1e-5}
 LEAST_MOVEMENT = 1e-6
 SURE_MOVEMENT = 100 * LEAST_MOVEMENT  # in float32, whose rounding moves what is compared by up to about 2e-6
@@ -29,38 +27,38 @@ class Comparison:
     """The largest differences between a model and its oracle at one image size, over the largest reference.
 
     Attributes:
-        image: Height and width.
+        size: Height and width, or tokens.
         outputs: Of the scores.
         features: Of the features of the stage that differs most.
-        input_gradient: Of the gradient with respect to the images.
+        input_gradient: Of the gradient with respect to the input; None where that is whole numbers.
         parameter_gradients: Of the gradient with respect to the parameter that differs most.
         float32: Of scores and features in single precision, as a user runs the model.
     """
 
-    image: tuple[int, int]
+    size: tuple[int, ...]
     outputs: float
     features: float
-    input_gradient: float
+    input_gradient: float | None
     parameter_gradients: float
     float32: float
 
     def failures(self) -> list[str]:
         """What is above its limit, in words."""
         return [
-            f"{what} at {self.image} differs by {getattr(self, what):.1e} of the largest reference, more than {limit:g}"
+            f"{what} at {self.size} differs by {getattr(self, what):.1e} of the largest reference, more than {limit:g}"
             for what, limit in LIMITS.items()
-            if not getattr(self, what) <= limit
+            if getattr(self, what) is not None and not getattr(self, what) <= limit
         ]
 
 
 def equal(name: str) -> Evidence:
-    """Compare a model with its oracle at its native size and at ``OTHER_SIZE``, and measure every parameter's movement.
+    """Compare a model with its oracle at its native size and at another, and measure every parameter's movement.
 
     Raises:
-        UsageError: timm is not installed, or has no such model.
+        UsageError: What the oracle comes with is not installed, or has no such model.
     """
-    native = registry.system_of(name).data_config(name)["size"]
-    comparisons = [compare(name, (native[0], native[1]), batch=1), compare(name, OTHER_SIZE, batch=2)]
+    subject = subject_of(name)
+    comparisons = [compare(name, subject.native(name), batch=1), compare(name, subject.other, batch=2)]
     system, moved = registry.system_of(name), movements_of(name)
     inert = {parameter: moved.pop(parameter) for parameter in list(moved) if system.is_inert(parameter)}
     weakest = min(moved, key=lambda parameter: moved[parameter])
@@ -86,70 +84,83 @@ def equal(name: str) -> Evidence:
 
 def movements_of(name: str) -> dict[str, float]:
     """Every parameter's movement: in float32, which is faster, and again in float64 where rounding could be all of it."""
-    model, images = filled(name, OTHER_SIZE).float(), uniform("images", (1, 3, *OTHER_SIZE))
-    moved = movements(model, images)
+    subject = subject_of(name)
+    model, raw = filled(name, subject.other).float(), subject.raw(name, "images", 1, subject.other)
+    moved = movements(model, _single(raw))
     doubtful = [parameter for parameter, movement in moved.items() if movement < SURE_MOVEMENT]
-    return moved | (movements(model.double(), images.double(), doubtful) if doubtful else {})
+    return moved | (movements(model.double(), raw, doubtful) if doubtful else {})
 
 
-def filled(name: str, image: tuple[int, int]) -> Model:
+def _single(raw: Tensor) -> Tensor:
+    return raw.float() if raw.is_floating_point() else raw
+
+
+def filled(name: str, size: tuple[int, ...]) -> Model:
     """A model with deterministic weights, float64, in evaluation mode."""
-    model = cast(Model, create_model(name, img_size=image)).double().eval()
+    subject = subject_of(name)
+    model = subject.create(name, size).double().eval()
     fill(model)
-    settle(model, uniform("moments", (2, 3, *image)).double())
+    settle(model, subject.raw(name, "moments", 2, size))
     return model
 
 
-def compare(name: str, image: tuple[int, int], batch: int) -> Comparison:
-    """Compare a model with its oracle at one image size.
+def compare(name: str, size: tuple[int, ...], batch: int) -> Comparison:
+    """Compare a model with its oracle at one size.
 
     Both hold the same memory for their weights, and their gradients are compared and dropped one by one as they arise,
     so that the peak is twice the weights in float64 and the activations of one model. Gradients of inert parameters are
     zero but for rounding, on both sides, and are left out.
     """
-    ours = filled(name, image)
-    theirs = oracle(name, img_size=image)
-    theirs.load_state_dict(dump_weights(ours, format=FORMAT), assign=True)
-    images = uniform("images", (batch, 3, *image)).double()
+    subject = subject_of(name)
+    ours = filled(name, size)
+    theirs = subject.oracle(name, size)
+    theirs.load_state_dict(dump_weights(ours, format=subject.format), assign=True)
+    if hasattr(theirs, "tie_weights"):
+        cast(Any, theirs).tie_weights()  # what was one tensor before is one again
+    raw = subject.raw(name, "images", batch, size)
 
-    our_tensors, our_image_gradient = _run(ours, stages_and_scores, images)
+    def reference(model: nn.Module, raw: Tensor) -> list[Tensor]:
+        return subject.theirs(name, model, raw)
+
+    our_tensors, our_gradient = _run(ours, subject.ours, raw)
     gradients = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in ours.named_parameters()}
-    gradients = key_map(ours, FORMAT).dump(gradients)
+    gradients = key_map(ours, subject.format).dump(gradients)
     ours.zero_grad()
     errors = _compare_gradients(theirs, gradients)
     inert = _inert(ours)
-    their_tensors, their_image_gradient = _run(theirs, oracle_stages_and_scores, images)
+    their_tensors, their_gradient = _run(theirs, reference, raw)
 
     with torch.no_grad():
-        our_singles = stages_and_scores(ours.float(), images.float())
-        their_singles = oracle_stages_and_scores(theirs.float(), images.float())
+        our_singles = subject.ours(ours.float(), _single(raw))
+        their_singles = reference(theirs.float(), _single(raw))
     return Comparison(
-        image=image,
+        size=size,
         outputs=relative_error(our_tensors[-1], their_tensors[-1]),
         features=_worst(our_tensors[:-1], their_tensors[:-1]),
-        input_gradient=relative_error(our_image_gradient, their_image_gradient),
+        input_gradient=None
+        if our_gradient is None or their_gradient is None
+        else relative_error(our_gradient, their_gradient),
         parameter_gradients=max(error for key, error in errors.items() if key not in inert)
-        if errors.keys() == gradients.keys()
+        if errors.keys() == {key for key, _ in theirs.named_parameters()}
         else math.inf,
         float32=_worst(our_singles, their_singles),
     )
 
 
-def _run(model: Any, pass_: Callable[[Any, Tensor], list[Tensor]], images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Features and scores, and the gradient of the images; those of the parameters are left in them."""
-    images = images.clone().requires_grad_()
+def _run(model: Any, pass_: Callable[[Any, Tensor], list[Tensor]], raw: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """Features and scores, and the gradient of the input if it has one; those of the parameters are left in them."""
+    raw = raw.clone().requires_grad_(raw.is_floating_point())
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel keeps float32 sums for its gradient, whatever the type
-        tensors = pass_(model, images)
+        tensors = pass_(model, raw)
         (tensors[-1] * uniform("cotangent", tuple(tensors[-1].shape))).sum().backward()
-    assert images.grad is not None
-    return [tensor.detach() for tensor in tensors], images.grad
+    return [tensor.detach() for tensor in tensors], raw.grad
 
 
 def _inert(model: Model) -> set[str]:
     """The oracle's names of the parameters that nothing depends on."""
     is_inert = registry.system_of(model.model_name).is_inert
     marks = {k: torch.tensor(is_inert(k)).expand(p.shape) for k, p in model.named_parameters()}
-    return {key for key, mark in key_map(model, FORMAT).dump(marks).items() if mark.any()}
+    return {key for key, mark in key_map(model, subject_of(model.model_name).format).dump(marks).items() if mark.any()}
 
 
 def _compare_gradients(theirs: nn.Module, ours: dict[str, Tensor]) -> dict[str, float]:

@@ -14,10 +14,10 @@ def read() -> list[dict[str, Any]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """One row a model: name, system, field, small, image, params, macs, levels, licence.
+    """One row a model: name, system, field, small, size, params, macs, levels, licence.
 
-    ``image`` is the height and width that ``macs`` is counted at; ``small`` says that a size is ours, not the paper's;
-    ``licence`` is that of the official code, None where it states none.
+    ``size`` is the height and width, or the tokens, that ``macs`` is counted at; ``small`` says that a size is ours and not
+    the paper's; ``licence`` is that of the official code, None where it states none.
     """
     from anyformer.core import registry  # these import torch, which reading must not
     from anyformer.verify.ledger import levels
@@ -27,15 +27,15 @@ def rows() -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = []
     for system in registry.systems().values():
         for name in system.names:
-            image = native_size(name)
-            cost = counted(name, image)
+            size = native_size(name)
+            cost = counted(name, size)
             table.append(
                 {
                     "name": name,
                     "system": system.paper.slug,
                     "field": system.field,
                     "small": name in system.small,
-                    "image": list(image),
+                    "size": list(size),
                     "params": cost.params,
                     "macs": cost.macs,
                     "levels": list(levels(name)),

@@ -12,7 +12,7 @@ from anyformer.core import registry
 from anyformer.core.errors import UsageError, nearest
 from anyformer.core.registry import System
 from anyformer.core.store import create_model
-from anyformer.verify import behaviour, index, ledger, structure
+from anyformer.verify import behaviour, index, ledger, structure, text_behaviour
 from anyformer.verify.equal import equal
 from anyformer.verify.evidence import Evidence
 from anyformer.verify.learns import learns
@@ -30,10 +30,11 @@ def built(name: str) -> Evidence:
     if name in system.small:
         make = partial(create_model, name)
         torch.manual_seed(0)
-        failures += [failure for check in behaviour.CHECKS.values() for failure in check(make)]
-    image = structure.native_size(name)
-    count, published = structure.counted(name, image), system.published.get(name)
-    figures = {"image": image, "params": count.params, "macs": count.macs}
+        checks = behaviour.CHECKS if system.field == "vision" else text_behaviour.CHECKS
+        failures += [failure for check in checks.values() for failure in check(make)]
+    size = structure.native_size(name)
+    count, published = structure.counted(name, size), system.published.get(name)
+    figures = {"size": size, "params": count.params, "macs": count.macs}
     if published is not None:
         figures["published"] = asdict(published)
     return Evidence(figures, tuple(failures))

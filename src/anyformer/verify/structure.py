@@ -14,10 +14,9 @@ from anyformer.core.errors import UsageError
 from anyformer.core.model import Model
 from anyformer.core.store import create_model, dump_weights, key_map
 from anyformer.measure.cost import Cost, cost
-from anyformer.verify.oracles import oracle
+from anyformer.verify.subjects import meta_raw, subject_of
 
 TOLERANCE = 0.03  # between our count and a printed figure, before it has to be explained
-ORACLE_FORMAT = "timm"
 
 
 def on_meta(name: str) -> Model:
@@ -27,16 +26,15 @@ def on_meta(name: str) -> Model:
 
 
 @cache
-def native_size(name: str) -> tuple[int, int]:
-    """Height and width of the images that a model is made for."""
-    height, width = registry.system_of(name).data_config(name)["size"]
-    return height, width
+def native_size(name: str) -> tuple[int, ...]:
+    """Height and width of the images that a model is made for, or the tokens on which a model of text is looked at."""
+    return subject_of(name).native(name)
 
 
 @cache
-def counted(name: str, image: tuple[int, int]) -> Cost:
-    """Parameters and multiply-adds of a model for one image of this size."""
-    return cost(on_meta(name), (1, 3, *image))
+def counted(name: str, size: tuple[int, ...]) -> Cost:
+    """Parameters and multiply-adds of a model for one input of this size."""
+    return cost(on_meta(name), meta_raw(name, size))
 
 
 def paths(model: Model) -> list[str]:
@@ -91,9 +89,10 @@ def keys(model: Model) -> list[str]:
 
 def official_parameters(model: Model) -> list[str]:
     """The parameters are exactly those of the official code: the same names, through the key map, and shapes."""
+    subject = subject_of(model.model_name)
     with torch.device("meta"):
-        theirs = _shapes(oracle(model.model_name))
-    ours = {name: tuple(t.shape) for name, t in dump_weights(model, format=ORACLE_FORMAT).items()}
+        theirs = _shapes(subject.oracle(model.model_name, subject.native(model.model_name)))
+    ours = {name: tuple(t.shape) for name, t in dump_weights(model, format=subject.format).items()}
     return [
         f"{name} is {ours.get(name, 'absent')}, in the official code {theirs.get(name, 'absent')}"
         for name in {**theirs, **ours}

@@ -105,7 +105,10 @@ def decoder(mixer: core.Config) -> core.Config:
 def _models() -> Iterator[tuple[nn.Module, Tensor]]:
     for system in registry.systems().values():
         for name in system.small:
-            yield af.create_model(name, **IMAGE), random((2, 1, 8, 8))
+            if system.field == "vision":
+                yield af.create_model(name, **IMAGE), random((2, 1, 8, 8))
+            else:
+                yield af.create_model(name), torch.arange(14).view(2, 7) % 11
     for mixer in DECODED:
         yield core.build(decoder(mixer)), torch.arange(14).view(2, 7) % 11
 

@@ -6,8 +6,9 @@ import torch
 from anyformer.core import registry
 from anyformer.verify import equal as module
 from anyformer.verify.equal import LIMITS, Comparison, compare, relative_error
+from anyformer.verify.subjects import Pictures
 
-EXACT = Comparison(image=(8, 8), outputs=0.0, features=0.0, input_gradient=0.0, parameter_gradients=0.0, float32=0.0)
+EXACT = Comparison(size=(8, 8), outputs=0.0, features=0.0, input_gradient=0.0, parameter_gradients=0.0, float32=0.0)
 
 
 @pytest.mark.parametrize("what", LIMITS)
@@ -45,25 +46,23 @@ def test_a_weight_that_differs_in_the_seventh_digit_is_seen(monkeypatch, paramet
 
 
 def test_a_gradient_that_differs_is_seen_where_outputs_agree(monkeypatch):
-    run = module.stages_and_scores
+    class OtherGradients(Pictures):
+        def ours(self, model, raw):
+            *features, scores = super().ours(model, raw)
+            return [*features, scores.detach() + (scores - scores.detach()) * (1 + 1e-7)]
 
-    def other_gradients(model, images):
-        *features, scores = run(model, images)
-        return [*features, scores.detach() + (scores - scores.detach()) * (1 + 1e-7)]
-
-    monkeypatch.setattr(module, "stages_and_scores", other_gradients)
+    monkeypatch.setattr(module, "subject_of", lambda name: OtherGradients())
     failures = compare("convnext_micro", (32, 32), batch=1).failures()
     assert [failure.split()[0] for failure in failures] == ["input_gradient", "parameter_gradients"]
 
 
 def test_single_precision_that_differs_is_seen(monkeypatch):
-    run = module.stages_and_scores
+    class WrongInFloat32(Pictures):
+        def ours(self, model, raw):
+            tensors = super().ours(model, raw)
+            return [tensor * (1 + 1e-4) for tensor in tensors] if raw.dtype == torch.float32 else tensors
 
-    def wrong_in_float32(model, images):
-        tensors = run(model, images)
-        return [tensor * (1 + 1e-4) for tensor in tensors] if images.dtype == torch.float32 else tensors
-
-    monkeypatch.setattr(module, "stages_and_scores", wrong_in_float32)
+    monkeypatch.setattr(module, "subject_of", lambda name: WrongInFloat32())
     (failure,) = compare("convnext_micro", (32, 32), batch=1).failures()
     assert failure.startswith("float32")
 
@@ -76,7 +75,8 @@ def test_a_parameter_that_is_said_to_be_inert_must_be(monkeypatch):
 
 
 def test_an_inert_parameter_is_listed(monkeypatch):
-    monkeypatch.setattr(module, "OTHER_SIZE", (16, 16))  # the last stage's window is one token, whose bias is alone
+    # the last stage's window is one token, whose bias is alone
+    monkeypatch.setattr(module, "subject_of", lambda name: Pictures(other=(16, 16)))
     evidence = module.equal("swin_mini")
     inert = {failure.split()[1] for failure in evidence.failures if failure.startswith("scaling")}
     assert inert == {"stages.2.blocks.0.mixer.table", "stages.2.blocks.1.mixer.table"}

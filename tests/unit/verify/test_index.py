@@ -16,8 +16,8 @@ def vit_alone(monkeypatch):
     system = registry.system("vit")
     costs = {name: place for place, name in enumerate(system.names, start=1)}
 
-    def counted(name, image):
-        assert image == structure.native_size(name)
+    def counted(name, size):
+        assert size == structure.native_size(name)
         return Cost(**{**known, "params": costs[name], "macs": 10 * costs[name]})
 
     known = vars(structure.counted("vit_micro", (32, 32)))
@@ -49,7 +49,7 @@ def test_a_row_for_every_model_in_the_order_of_its_system(vit_alone):
     assert [(row["params"], row["macs"]) for row in rows] == [(i, 10 * i) for i in range(1, len(rows) + 1)]
     assert [row["name"] for row in rows if row["small"]] == list(vit_alone.small)
     assert {(row["system"], row["field"]) for row in rows} == {("vit", "vision")}
-    assert next(row["image"] for row in rows if row["name"] == "vit_base_patch16_384") == [384, 384]
+    assert next(row["size"] for row in rows if row["name"] == "vit_base_patch16_384") == [384, 384]
 
 
 def test_what_was_proven_makes_an_index_stale(vit_alone, monkeypatch):
