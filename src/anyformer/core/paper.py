@@ -22,13 +22,13 @@ class Paper:
 
 @dataclass(frozen=True)
 class Published:
-    """Figures as the source prints them: parameters, multiply-adds, at (height, width), and where they stand.
+    """Figures as the source prints them: parameters, multiply-adds, at (height, width) or (tokens,), and where they stand.
 
     ``explained`` says why our count differs where it does by more than 3 %.
     """
 
     params: float | None
     macs: float | None
-    at: tuple[int, int]
+    at: tuple[int, ...]
     source: str
     explained: str = ""

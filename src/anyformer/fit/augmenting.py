@@ -33,5 +33,5 @@ class OnGround:
 
 
 def augmentation(size: int) -> Augment:
-    """What suits pictures of a side: shifts, turns and scales, and other light, which leave letters and things what they are."""
+    """What suits pictures of a side: shifts, turns, scales and other light, which leave letters and things what they are."""
     return Augmentation() if size < TINY else Chain((OnGround(Augmentation()), LIGHT))

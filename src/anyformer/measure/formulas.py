@@ -9,6 +9,7 @@ The unit of a formula is the floating point operation; a multiply-add is two of 
 - A cumulative sum, product or maximum counts one operation an element, and so does each step of a logarithmic one.
 - Sampling between the points of a grid counts one multiply-add for each weighted value: 2, 4 or 8 linear, 16 cubic.
 - A recurrent layer counts its two matrix products a step.
+- A diagonal scan counts three multiply-adds for each number of the state at each token: entering, decay, reading.
 - A pass over the elements is free: copies, elementwise functions, reductions, norms, softmax, pooling.
 
 An operator of one's own is counted when its formula is in torch's registry (``torch.utils.flop_counter``).
@@ -18,6 +19,8 @@ from math import log2, prod
 from typing import Any
 
 import torch
+
+from anyformer.ops import diagonal_scan as _registers_the_scan  # noqa: F401
 
 aten = torch.ops.aten
 
@@ -81,6 +84,11 @@ def _grid_sample(shape: Any, grid: Any, interpolation: int = 0, *_: Any, out_sha
     return 2 * values * shape[1] * prod(grid[:-1])
 
 
+def _diagonal_scan(x: Any, step: Any, rates: Any, entering: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Of ``(tokens, channels)`` and what enters, whose last dimension is that of the state."""
+    return 2 * 3 * prod(x) * entering[-1]
+
+
 def _resize(values: int) -> Any:
     def formula(*_: Any, out_shape: Any = None, **__: Any) -> int:
         return 2 * values * prod(out_shape)
@@ -113,6 +121,7 @@ FORMULAS: dict[Any, Any] = {
     **{getattr(aten, name): _cumulative for name in ("_cummax_helper", "_cummin_helper", "_logcumsumexp")},
     aten.grid_sampler_2d: _grid_sample,
     aten.grid_sampler_3d: _grid_sample,
+    torch.ops.anyformer.diagonal_scan: _diagonal_scan,
     aten.upsample_linear1d: _resize(2),
     aten.upsample_bilinear2d: _resize(4),
     aten.upsample_trilinear3d: _resize(8),
@@ -138,7 +147,7 @@ _PASSES = {
     "elements by index, written or added": (
         "index _unsafe_index index_select index_put _unsafe_index_put _index_put_impl index_add index_copy index_fill "
         "index_reduce gather take scatter scatter_add scatter_reduce select_scatter slice_scatter diagonal_scatter "
-        "as_strided_scatter embedding masked_scatter max_unpool2d"
+        "as_strided_scatter embedding masked_scatter max_unpool2d sort topk"
     ),
     "reductions, also where torch is too old to say that they are": (
         "sum nansum mean amax amin aminmax max min argmax argmin all any prod var std var_mean std_mean logsumexp norm "
@@ -156,7 +165,7 @@ _PASSES = {
     ),
     "questions": (
         "_local_scalar_dense equal is_nonzero _assert_async _assert_scalar _assert_tensor_metadata sym_size sym_stride "
-        "sym_numel sym_storage_offset sym_is_contiguous"
+        "sym_numel sym_storage_offset sym_is_contiguous promote_types"
     ),
 }
 """The operators that are neither views nor known to torch as elementwise or reductions, and free all the same."""

@@ -119,7 +119,7 @@ def _poolformer(name: str, **options: Any) -> nn.Module:
 
 
 def _timm() -> Any:
-    _declare_missing_operators()
+    declare_missing_operators()
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -134,7 +134,7 @@ def _timm() -> Any:
 _DECLARED: list[torch.library.Library] = []  # what a library declares lasts as long as it does
 
 
-def _declare_missing_operators() -> None:
+def declare_missing_operators() -> None:
     """Make torchvision importable, as timm needs it, where its compiled library is absent or was built for another torch.
 
     On import it registers the shapes of operators that only that library declares; a CPU-only torch beside PyPI's

@@ -78,7 +78,7 @@ class Pictures:
         return uniform(label, (batch, 3, *size)).double()
 
     def oracle(self, name: str, size: tuple[int, ...]) -> nn.Module:
-        """timm's."""
+        """One of timm's."""
         return oracles.oracle(name, img_size=cast(tuple[int, int], size))
 
     def theirs(self, name: str, model: nn.Module, raw: Tensor) -> list[Tensor]:

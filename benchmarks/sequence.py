@@ -1,0 +1,162 @@
+"""Sequence mixers on a CPU: against transformers' layers, against causal attention, and their growth with length.
+
+``python benchmarks/sequence.py`` prints a table; ``--json`` ends with one JSON line: ``rows``, ``slopes``, and the ratios by
+name (above 1 ours is faster). One layer of width 256, batch 1, float32, blocks taking turns in one process; outputs are
+checked where the other side has the same mathematics. ``--kept`` lets the C library keep freed memory
+(:func:`anyformer.core.machine.keep_freed_memory`), for both sides.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyformer import core
+from anyformer.core.machine import keep_freed_memory, processor
+from anyformer.core.pattern import parse_part
+from anyformer.measure.latency import latency, ratio
+from anyformer.ops import extension
+
+DIM = 256
+MIXERS = {
+    "gla": "gated_linear_attention(heads=4)",
+    "retention": "retention(heads=4)",
+    "deltanet": "delta_net(heads=4)",
+    "gated_deltanet": "gated_deltanet(heads=4)",
+    "mamba": "mamba",
+    "mamba2": "mamba2",
+}
+ATTENTION = "grouped_query_attention(kv_heads=4)"
+LENGTHS = (2048, 4096, 8192, 16384, 32768)
+TOLERANCE = 1e-4
+
+
+def layer(text: str) -> nn.Module:
+    """One mixer of width ``DIM`` with fresh weights."""
+    torch.manual_seed(0)
+
+    class Host(core.Part, name="benchmark_host"):
+        """Binds the width."""
+
+        class Config(core.Config):
+            dim: int
+            mixer: core.Config
+
+    return core.build(Host.Config(dim=DIM, mixer=parse_part(text))).mixer
+
+
+def features(tokens: int) -> Tensor:
+    """Random features of one row."""
+    return torch.randn(1, tokens, DIM, generator=torch.Generator().manual_seed(tokens))
+
+
+def forward(mixer: nn.Module, x: Tensor) -> Callable[[], Any]:
+    """One pass without gradients."""
+    context = core.Context(layout=core.Layout(grid=(x.shape[1],)))
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return mixer(x, context)
+
+    return call
+
+
+def training(run: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> Callable[[], Any]:
+    """One pass there and back."""
+
+    def call() -> None:
+        module.zero_grad()
+        run(x).sum().backward()
+
+    return call
+
+
+def transformers_layers() -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """Name, our layer and transformers' with our weights."""
+    from transformers.models.mamba.configuration_mamba import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+    from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    yield "mamba", layer("mamba"), MambaMixer(MambaConfig(hidden_size=DIM, use_mambapy=False), 0).eval()
+    config = Mamba2Config(hidden_size=DIM, num_heads=8, head_dim=64, state_size=128, n_groups=1, chunk_size=256)
+    yield "mamba2", layer("mamba2"), Mamba2Mixer(config, 0).eval()
+
+
+def against_transformers(seconds: float) -> Iterator[dict[str, Any]]:
+    """Whole layers at 8,192 tokens, and Mamba's training step, quadratic there, at 512 and 1,024."""
+    for name, ours, theirs in transformers_layers():
+        x = features(8192)
+
+        def run(x: Tensor, theirs: nn.Module = theirs) -> Tensor:
+            with torch.no_grad():
+                return theirs(x)
+
+        measured = ratio(forward(ours, x), lambda x=x, run=run: run(x), max_seconds=seconds)
+        yield {"name": f"{name}_vs_transformers_8192", **asdict(measured)}
+    name, ours, theirs = next(transformers_layers())
+    for tokens in (512, 1024):
+        x = features(tokens)
+        context = core.Context(layout=core.Layout(grid=(tokens,)))
+        mine = training(lambda x, ours=ours, context=context: ours(x, context), ours, x)
+        measured = ratio(mine, training(theirs, theirs, x), max_seconds=seconds)
+        yield {"name": f"mamba_train_vs_transformers_{tokens}", **asdict(measured)}
+
+
+def against_attention(seconds: float) -> Iterator[dict[str, Any]]:
+    """Every mixer against a layer of causal attention of equal width."""
+    attention = layer(ATTENTION)
+    for tokens in (512, 2048, 16384):
+        x = features(tokens)
+        for name, text in MIXERS.items():
+            measured = ratio(forward(layer(text), x), forward(attention, x), max_seconds=seconds)
+            yield {"name": f"{name}_vs_attention_{tokens}", **asdict(measured)}
+
+
+def slopes() -> dict[str, float]:
+    """The slope of the logarithm of the median time over that of the length, by least squares."""
+    found: dict[str, float] = {}
+    for name, text in MIXERS.items():
+        mixer = layer(text)
+        times = [latency(forward(mixer, features(tokens)), seconds=1.0).median_ms for tokens in LENGTHS]
+        x = torch.tensor([[math.log(tokens), 1.0] for tokens in LENGTHS], dtype=torch.float64)
+        y = torch.tensor([math.log(t) for t in times], dtype=torch.float64)
+        found[name] = float(torch.linalg.lstsq(x, y[:, None]).solution[0, 0])
+    return found
+
+
+def main() -> None:
+    """Measure everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--kept", action="store_true", help="let the C library keep freed memory")
+    parser.add_argument("--seconds", type=float, default=20.0, help="at most, of each comparison")
+    arguments = parser.parse_args()
+    kept = keep_freed_memory() if arguments.kept else False
+    rows: list[dict[str, Any]] = []
+    for row in (*against_transformers(arguments.seconds), *against_attention(arguments.seconds)):
+        rows.append(row)
+        print(f"{row['name']:36} {row['value']:8.2f}  [{row['low']:.2f}, {row['high']:.2f}]", flush=True)
+    growth = slopes()
+    print("\n".join(f"slope of {name:24} {slope:.2f}" for name, slope in growth.items()))
+    if arguments.json:
+        summary = {
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "compiled": extension.library("diagonal_scan") is not None,
+            "kept_freed_memory": kept,
+            "slopes": growth,
+            "rows": rows,
+            **{row["name"]: row["value"] for row in rows},
+        }
+        print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
