@@ -22,7 +22,7 @@ def test_every_tensor_has_the_shape_that_its_axes_say(name: str) -> None:
     assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {key: table.shape(key) for key in tensors}
 
 
-@pytest.mark.parametrize("system", registry.systems())
+@pytest.mark.parametrize("system", [slug for slug, system in registry.systems().items() if system.field == "vision"])
 def test_the_proofs_reach_every_axis_of_every_model(system: str) -> None:
     for name in registry.system(system).names:
         table = axis_table(core.resolve(registry.system(system).pattern(name)))

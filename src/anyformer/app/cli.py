@@ -121,6 +121,30 @@ def predict(
     print_predictions(folder, images, json, runtime)
 
 
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="The folder of a saved language model.")],
+    prompt: Annotated[str, typer.Option(help="What to go on from.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add, at most.")] = 200,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token; 1 draws as the model believes.")
+    ] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = None,
+    beams: Annotated[
+        int, typer.Option(help="Continuations that are followed at a time, of which the best is given.")
+    ] = 1,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+) -> None:
+    """Go on from a prompt, and print the text as it comes."""
+    from anyformer.app.generating import run_generate
+    from anyformer.core.machine import keep_freed_memory
+
+    keep_freed_memory()
+    run_generate(folder, prompt, max_new_tokens, temperature, top_k, top_p, beams, stop or [], seed)
+
+
 @app.command("compare", help="Compare models with the first one: ratios of time, taken in turns, with their intervals.")
 @app.command(
     "measure", help="Measure models here: multiply-adds, latency by runtime and precision, peak memory, energy."

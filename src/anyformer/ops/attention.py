@@ -30,16 +30,32 @@ def attention(
     Returns:
         (batch, heads, queries, values).
     """
-    queries, keys = q.shape[-2], k.shape[-2]
-    shared = k.shape[1] != q.shape[1]
+    (heads, queries), (kv_heads, keys) = q.shape[1:3], k.shape[1:3]
     if causal and queries > 1:
         if bias is None and queries == keys:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=kv_heads != heads)
         seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
         if bias is not None:
             seen = bias & seen if bias.dtype == torch.bool else bias.masked_fill(~seen, -torch.inf)
         bias = seen
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=shared)
+    if kv_heads == heads:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    # the queries of a group stand as rows before their one key head, which is then read once
+    rows = q.unflatten(1, (kv_heads, -1)).flatten(2, 3)
+    if bias is not None:
+        bias = _bias_of_rows(bias, heads // kv_heads, queries)
+    mixed = F.scaled_dot_product_attention(rows, k, v, attn_mask=bias, scale=scale)
+    return mixed.unflatten(2, (heads // kv_heads, queries)).flatten(1, 2)
+
+
+def _bias_of_rows(bias: Tensor, group: int, queries: int) -> Tensor:
+    """Of ``(batch, heads, queries, keys)``, ones where it broadcasts, ``(batch, kv_heads, group * queries, keys)``."""
+    bias = bias[(None,) * (4 - bias.ndim)]
+    batch, heads, rows, keys = bias.shape
+    if heads == rows == 1:
+        return bias
+    bias = bias.expand(batch, max(heads, group), queries, keys)
+    return bias.reshape(batch, max(heads // group, 1), group * queries, keys)
 
 
 def reference_attention(

@@ -7,7 +7,6 @@ with the states.
 """
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from anyformer.core.errors import UsageError
 from anyformer.ops.diagonal_scan import check_shapes, library, scan
 from anyformer.ops.linear_attention import pairwise_decays
-from anyformer.ops.segments import Restarts, carry, in_segments
+from anyformer.ops.segments import Restarts, carry, in_segments, without_autocast
 
 
 def state_space_dual(
@@ -72,7 +71,7 @@ def state_space_dual(
     if offsets is not None and batch != 1:
         raise UsageError(f"packed sequences stand in a batch of 1, not of {batch}: lay them along the tokens")
     x_, step, a, b, c, d, state = (tensor.to(dtype) for tensor in (x, step, a, b, c, d, state))
-    with _exactly(x.device.type):
+    with without_autocast(x):
         if tokens == 1 and offsets is None:
             y, last = _one_token(x_[:, 0], step[:, 0], a, b[:, 0], c[:, 0], d, state)
             y = y[:, None]
@@ -81,11 +80,6 @@ def state_space_dual(
         else:
             y, last = _chunked(x_, step, a, b, c, d, state, offsets, chunk, segment)
     return y.to(x.dtype), last
-
-
-def _exactly(device: str) -> AbstractContextManager:
-    """Products of matrices in the dtype that was decided, whatever autocast is around."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _one_token(

@@ -98,6 +98,12 @@ class Decoder(Model, name="decoder"):
                 stages.append(x)
         return x if self.norm is None else self.norm(x), ctx
 
+    def generate(self, ids: Any, **options: Any) -> Any:
+        """Prompts and what follows them; see :func:`anyformer.skeletons.generation.generate`."""
+        from anyformer.skeletons.generation import generate
+
+        return generate(self, ids, **options)
+
     @cached_property
     def owner(self) -> int:
         """The digest of the spec."""

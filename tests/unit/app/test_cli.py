@@ -24,7 +24,7 @@ def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("list", "show", "verify", "fit", "predict", "measure", "compare", "export", "data"):
+    for command in ("list", "show", "verify", "fit", "predict", "generate", "measure", "compare", "export", "data"):
         assert command in done.stdout
 
 

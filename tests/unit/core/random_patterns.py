@@ -18,7 +18,9 @@ from anyformer.skeletons.blocks import MixerNormBlock, PreNormBlock
 from anyformer.skeletons.isotropic import Isotropic
 from anyformer.skeletons.pyramid import Pyramid, Stage
 
-SMALL_MODELS = tuple(name for system in registry.systems().values() for name in system.small)
+SMALL_MODELS = tuple(
+    name for system in registry.systems().values() if system.field == "vision" for name in system.small
+)
 ALL_MODELS = registry.model_names()
 
 norms = st.builds(LayerNorm.Config, eps=st.sampled_from((1e-5, 1e-6)))

@@ -22,7 +22,7 @@ from anyformer.parts.token_mixers.rep_mixer import ConditionalPosition, RepMixer
 from anyformer.passes.reparameterize import Reparameterize, reparameterize
 from anyformer.skeletons.blocks import PreNormBlock
 
-SMALL = [name for system in registry.systems().values() for name in system.small]
+SMALL = [name for system in registry.systems().values() if system.field == "vision" for name in system.small]
 GAINING = {"convnext", "edgenext", "fastvit"}
 FOLDED = (ParallelConvolution, RepMixer, ConditionalPosition, BatchNorm, ScaledResidual)
 OPTIONS = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 10}

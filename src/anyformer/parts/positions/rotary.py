@@ -1,5 +1,7 @@
 """Rotary position embedding (RoFormer, arXiv:2104.09864, section 3.2)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,12 @@ class Rotary(core.Part, name="rotary"):
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """``x`` turned for ``positions``, which are ``(tokens,)`` or ``(batch, 1, tokens)`` whole numbers."""
         precise = torch.promote_types(x.dtype, torch.float32)
-        angle = positions[..., None].to(precise) * self.config.base ** -(self.pair.to(precise) / self.config.pairs)
+        frequency = torch.exp(self.pair.to(precise) * (-math.log(self.config.base) / self.config.pairs))
+        angle = positions[..., None] * frequency
         cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+        turned = x * torch.cat((cosine, cosine), dim=-1)
+        half = self.config.half
+        # in place: of long texts, another copy costs more than the products
+        turned[..., :half].addcmul_(x[..., half:], sine, value=-1)
+        turned[..., half:].addcmul_(x[..., :half], sine)
+        return turned

@@ -1,0 +1,1 @@
+"""Routers: which expert sees which token."""
