@@ -2,7 +2,7 @@
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,47 +18,15 @@ TOKENS = 64  # of a text on which costs are counted and models compared
 OTHER_TOKENS = 37  # odd, shorter than any chunk
 
 
-class Subject(Protocol):
-    """One kind of input.
+@dataclass(frozen=True)
+class Pictures:
+    """Images ``(batch, 3, height, width)``; the oracles are timm's.
 
     Attributes:
         format: The key map's name of the oracle's format.
         other: A size at which models are compared beside their own.
         differentiable: Whether the input has a gradient.
     """
-
-    format: str
-    other: tuple[int, ...]
-    differentiable: bool
-
-    def native(self, name: str) -> tuple[int, ...]:
-        """The size that a model is made for."""
-        ...
-
-    def create(self, name: str, size: tuple[int, ...]) -> Model:
-        """A model with fresh weights for inputs of a size."""
-        ...
-
-    def raw(self, name: str, label: str, batch: int, size: tuple[int, ...]) -> Tensor:
-        """Inputs that follow from the label, in float64 where they are no whole numbers."""
-        ...
-
-    def oracle(self, name: str, size: tuple[int, ...]) -> nn.Module:
-        """The reference model."""
-        ...
-
-    def theirs(self, name: str, model: nn.Module, raw: Tensor) -> list[Tensor]:
-        """Features of every stage and the scores, of the reference model."""
-        ...
-
-    def ours(self, model: Model, raw: Tensor) -> list[Tensor]:
-        """The same of ours."""
-        ...
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Images ``(batch, 3, height, width)``; the oracles are timm's."""
 
     format: str = "timm"
     other: tuple[int, ...] = (72, 104)  # not square, a multiple of no window, and small: sensitivity takes many passes
@@ -92,7 +60,10 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Text:
-    """Token identifiers ``(batch, tokens)``; the oracle of a system is built by its module in ``verify/oracle_of``."""
+    """Token identifiers ``(batch, tokens)``; the oracle of a system is built by its module in ``verify/oracle_of``.
+
+    Attributes and methods are those of :class:`Pictures`.
+    """
 
     format: str = "oracle"
     other: tuple[int, ...] = (OTHER_TOKENS,)
@@ -133,6 +104,7 @@ def _oracle_module(name: str) -> Any:
     return importlib.import_module(f"anyformer.verify.oracle_of.{registry.system_of(name).paper.slug}")
 
 
+Subject = Pictures | Text
 _PICTURES, _TEXT = Pictures(), Text()
 SUBJECTS: dict[str, Subject] = {"vision": _PICTURES, "language": _TEXT, "references": _TEXT}
 """By the folder that a system lies in."""
