@@ -26,6 +26,7 @@ class Part(nn.Module):
         collects: the names that the part hands to ``ctx.collect``.
         fixed: the axes that cannot be cut -> why.
         refuses: what the part cannot do -> why.
+        undecayed: its own matrices that weight decay must leave alone, as rates whose zero means something.
     """
 
     Config: ClassVar[type[config.Config]] = config.Config
@@ -37,6 +38,7 @@ class Part(nn.Module):
     fixed: ClassVar[dict[str, str]] = {}
     collects: ClassVar[tuple[str, ...]] = ()
     refuses: ClassVar[dict[str, str]] = {}
+    undecayed: ClassVar[tuple[str, ...]] = ()
 
     if TYPE_CHECKING:
 

@@ -33,11 +33,14 @@ class WarmupCosine:
 
 
 def adamw(model: nn.Module, learning_rate: float = 1e-3, weight_decay: float = 0.05) -> torch.optim.AdamW:
-    """AdamW on the parameters that take gradients, without decay on those of one dimension or none (biases, norms)."""
+    """AdamW on the parameters that take gradients, without decay on those of one dimension or none (biases, norms).
+
+    Matrices that their part declares ``undecayed`` have none either.
+    """
+    spared = {id(getattr(part, name)) for part in model.modules() for name in getattr(part, "undecayed", ())}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+    decayed = [parameter for parameter in trained if parameter.ndim > 1 and id(parameter) not in spared]
+    others = [parameter for parameter in trained if parameter.ndim <= 1 or id(parameter) in spared]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     # The fused form is one call for all parameters instead of ten for each.
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from anyformer import core
 from anyformer.core import registry
 from anyformer.core.binding import slice_spec, slice_state
+from anyformer.train.schedule import adamw
 
 from .build_part import build, config, on_grid, random
 
@@ -154,3 +155,11 @@ def test_a_scale_is_taken_in_by_the_last_product():
     y = part(x, on_grid(TOKENS))
     assert part.scaled(scale)
     torch.testing.assert_close(part(x, on_grid(TOKENS)), y * scale)
+
+
+def test_weight_decay_leaves_the_rates_alone():
+    part = made()
+    decayed, others = (group["params"] for group in adamw(part).param_groups)
+    assert [p.shape for p in others if p.ndim > 1] == [part.log_rates.shape]
+    assert {id(p) for p in [*decayed, *others]} == {id(p) for p in part.parameters()}
+    assert all(p is not part.log_rates for p in decayed)

@@ -62,6 +62,8 @@ class Mamba(core.TokenMixer, name="mamba"):
         "out_proj.weight": "dim inner",
     }
 
+    undecayed = ("log_rates",)
+
     @classmethod
     def binds(cls, config: Any) -> dict[str, dict[str, str]]:
         """The convolution runs over the inner channels; each norm has its own numbers."""
