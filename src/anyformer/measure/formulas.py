@@ -9,6 +9,7 @@ The unit of a formula is the floating point operation; a multiply-add is two of 
 - A cumulative sum, product or maximum counts one operation an element, and so does each step of a logarithmic one.
 - Sampling between the points of a grid counts one multiply-add for each weighted value: 2, 4 or 8 linear, 16 cubic.
 - A recurrent layer counts its two matrix products a step.
+- Solving a triangular system counts half of the product with its matrix.
 - A diagonal scan counts three multiply-adds for each number of the state at each token: entering, decay, reading.
 - A pass over the elements is free: copies, elementwise functions, reductions, norms, softmax, pooling.
 
@@ -84,6 +85,11 @@ def _grid_sample(shape: Any, grid: Any, interpolation: int = 0, *_: Any, out_sha
     return 2 * values * shape[1] * prod(grid[:-1])
 
 
+def _triangular(matrix: Any, right: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Half of a product with a square matrix."""
+    return prod(right) * matrix[-1]
+
+
 def _diagonal_scan(x: Any, step: Any, rates: Any, entering: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """Of ``(tokens, channels)`` and what enters, whose last dimension is that of the state."""
     return 2 * 3 * prod(x) * entering[-1]
@@ -109,6 +115,7 @@ FORMULAS: dict[Any, Any] = {
     },
     **{getattr(aten, name): _vector for name in ("mv", "addmv", "dot", "vdot")},
     aten.addr: _outer,
+    aten.linalg_solve_triangular: _triangular,
     aten._int_mm: _product,
     aten._weight_int8pack_mm: _product_transposed,
     aten._cdist_forward: _distances,
