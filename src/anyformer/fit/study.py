@@ -28,6 +28,7 @@ from anyformer.train.schedule import WarmupCosine, adamw
 AMID = 2.0  # more than any two scores of a kind differ by, where it matters
 WARMUP = 0.1  # of the steps of a rung
 LOSS_WEIGHT = 0.1  # on few pictures the loss tells good models apart better than their accuracies, which hardly differ
+LOSS_PICTURES = 5.0  # over the number of validation pictures, is added to that: one picture more or less is chance
 SAVE_STEPS = 200  # between checkpoints
 VALIDATED = 5000  # validation pictures that are looked at, at most, evenly spread
 LOOK_SHARE = 0.05  # of a rung that evaluations may take
@@ -264,5 +265,6 @@ class Study:
         with torch.no_grad():
             loss = aim.loss(outputs, targets).item()
         # Early on, where all accuracies are chance, the loss alone tells who has begun to learn.
-        score = aim.score(outputs, targets) - LOSS_WEIGHT * (loss if loss < 1 else 1 + math.log(loss))
+        weight = LOSS_WEIGHT + LOSS_PICTURES / len(targets)
+        score = aim.score(outputs, targets) - weight * (loss if loss < 1 else 1 + math.log(loss))
         return score if annealed else score - AMID
