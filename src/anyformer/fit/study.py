@@ -255,7 +255,7 @@ class Study:
         return trainer
 
     def _evaluate(self, models: Mapping[str, nn.Module], *, annealed: bool) -> float:
-        """The score on the validation part, less a tenth of the loss there.
+        """The score on the validation part, less a share of the loss there: a tenth, and more where few pictures tell.
 
         Weights amid a rung, at a high learning rate, stand below all that ended one: the best of many such looks would be
         the luckiest.

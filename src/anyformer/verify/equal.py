@@ -33,6 +33,8 @@ class Comparison:
         input_gradient: Of the gradient with respect to the input; None where that is whole numbers.
         parameter_gradients: Of the gradient with respect to the parameter that differs most.
         float32: Of scores and features in single precision, as a user runs the model.
+        rounding: How far the oracle's own, in single precision, lie from those in double precision: deep models of some
+            kinds amplify rounding, and then ours may differ by twice as much.
     """
 
     size: tuple[int, ...]
@@ -41,12 +43,13 @@ class Comparison:
     input_gradient: float | None
     parameter_gradients: float
     float32: float
+    rounding: float
 
     def failures(self) -> list[str]:
         """What is above its limit, in words."""
         return [
             f"{what} at {self.size} differs by {getattr(self, what):.1e} of the largest reference, more than {limit:g}"
-            for what, limit in LIMITS.items()
+            for what, limit in {**LIMITS, "float32": max(LIMITS["float32"], 2 * self.rounding)}.items()
             if getattr(self, what) is not None and not getattr(self, what) <= limit
         ]
 
@@ -144,6 +147,7 @@ def compare(name: str, size: tuple[int, ...], batch: int) -> Comparison:
         if errors.keys() == {key for key, _ in theirs.named_parameters()}
         else math.inf,
         float32=_worst(our_singles, their_singles),
+        rounding=_worst([single.double() for single in their_singles], their_tensors),
     )
 
 

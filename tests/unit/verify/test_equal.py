@@ -8,7 +8,9 @@ from anyformer.verify import equal as module
 from anyformer.verify.equal import LIMITS, Comparison, compare, relative_error
 from anyformer.verify.subjects import Pictures
 
-EXACT = Comparison(size=(8, 8), outputs=0.0, features=0.0, input_gradient=0.0, parameter_gradients=0.0, float32=0.0)
+EXACT = Comparison(
+    size=(8, 8), outputs=0.0, features=0.0, input_gradient=0.0, parameter_gradients=0.0, float32=0.0, rounding=0.0
+)
 
 
 @pytest.mark.parametrize("what", LIMITS)
@@ -18,6 +20,13 @@ def test_a_comparison_fails_above_each_limit(what, factor):
     assert replace(EXACT, **{what: LIMITS[what]}).failures() == []
     (failure,) = replace(EXACT, **{what: LIMITS[what] * factor}).failures()
     assert failure.startswith(what)
+
+
+def test_single_precision_may_differ_by_twice_the_oracles_own_rounding():
+    deep = replace(EXACT, rounding=5e-5)
+    assert replace(deep, float32=9.9e-5).failures() == []
+    (failure,) = replace(deep, float32=1.01e-4).failures()
+    assert failure.startswith("float32")
 
 
 def test_relative_error():
