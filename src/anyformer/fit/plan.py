@@ -18,6 +18,7 @@ REPORT_SECONDS = 12.0  # for the baseline, the pictures and the page
 MARGIN = 0.92  # training steps on a busy machine take longer than those that were timed
 LEAST_SHARE = 0.3  # of the minutes goes to training, whatever measuring took
 FEW_EPOCHS = 20  # for a finalist; below, one is better trained alone than two by halves
+FEW_STEPS = 1000  # likewise, of few pictures, which are soon seen twenty times and not yet learnt
 SEMIFINAL_SHARE = 0.15  # of the training time, where one is left alone in the end
 LEAST_STEPS = 20
 TEACHER_SHARE = 0.25  # of the training time goes to a teacher, where one is wanted
@@ -50,7 +51,7 @@ def rungs(
 ) -> tuple[Rung, ...]:
     """The rungs for ``count`` candidates: time shared by fewer from rung to rung, most of it by the finalists.
 
-    Where the finalists would see the pictures only a few times, one of them is left to do so alone in the end.
+    Where the finalists would see the pictures only a few times, or take few steps, one of them is left alone in the end.
 
     Args:
         count: candidates within the budget.
@@ -68,7 +69,7 @@ def rungs(
     early = (1 - LAST_SHARE) * training / (len(sizes) - 1)
     plan = (*(Rung(size, early) for size in sizes[:-1]), Rung(sizes[-1], LAST_SHARE * training))
     typical = median(cost.step_seconds for cost in costs.values())
-    if plan[-1].seconds / plan[-1].candidates >= FEW_EPOCHS * epoch * typical:
+    if plan[-1].seconds / plan[-1].candidates >= max(FEW_EPOCHS * epoch, FEW_STEPS * (epoch > 0)) * typical:
         return plan
     semifinal = SEMIFINAL_SHARE * training
     return (*plan[:-1], Rung(sizes[-1], semifinal), Rung(1, LAST_SHARE * training - semifinal))
