@@ -23,7 +23,8 @@ plain = st.recursive(
 
 
 def spec_of(name):
-    return core.resolve(registry.system_of(name).pattern(name, drop_path_rate=0.1))
+    system = registry.system_of(name)
+    return core.resolve(system.pattern(name, **({"drop_path_rate": 0.1} if system.field == "vision" else {})))
 
 
 @pytest.mark.parametrize("name", ALL_MODELS)

@@ -229,8 +229,11 @@ def test_names_and_fields_are_listed():
     assert sorted(names) == sorted(name for system in registry.systems().values() for name in system.names)
     assert len(names) == len(set(names))
     assert af.list_models("*next_micro") == ["convnext_micro", "edgenext_micro"]
-    assert af.list_models(field="vision") == names
-    assert af.list_models(field="language") == []
+    fields = {field: af.list_models(field=field) for field in ("vision", "language", "references")}
+    assert sorted(name for listed in fields.values() for name in listed) == sorted(names)
+    assert "vit_micro" in fields["vision"]
+    assert "mamba_130m" in fields["language"]
+    assert "llama_micro" in fields["references"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class Mamba(core.TokenMixer, name="mamba"):
         """``step_norm``, ``b_norm`` and ``c_norm`` follow the product that gives the three, as in Jamba (arXiv:2403.19887)."""
 
         dim: int = core.bound()
-        expand: float = 2
+        expand: float = 2.0
         inner: int = core.derived(lambda c: int(c.expand * c.dim))
         state: int = 16
         step_rank: int = core.derived(lambda c: math.ceil(c.dim / 16))

@@ -57,7 +57,7 @@ class Mamba2(core.TokenMixer, name="mamba2"):
         """``p`` channels a head; ``heads`` makes them ``expand`` times ``dim`` where it is left open."""
 
         dim: int = core.bound()
-        expand: float = 2
+        expand: float = 2.0
         p: int = 64
         heads: int = core.derived(lambda c: int(c.expand * c.dim) // c.p)
         groups: int = 1
