@@ -143,7 +143,7 @@ def test_the_estimate_is_what_the_model_has():
         without = sum(
             axes.size(axes.parse(node.part.axes["bias"])[0], node.size)
             for _, node in core.walk(model.spec)
-            if (node.part.name == "linear" and not node.bias)
+            if (node.part.name in ("linear", "causal_convolution") and not node.bias)
             or (node.part.name in ("convolution", "grouped_convolution") and node.norm is not None)
         )
         assert counted == own + unshifted + without, name
