@@ -1,12 +1,9 @@
 """More operations of key maps: pieces of different lengths, stacks, tied tensors, and what only our side stores."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from anyformer.core.keymap import KeyMap
 
 
 @dataclass(frozen=True)
@@ -68,20 +65,3 @@ class Counts:
     def backward(self, ours: list[Tensor]) -> list[Tensor]:
         """Nothing."""
         return []
-
-
-class CompletedKeyMap(KeyMap):
-    """A key map whose rows without a name of theirs make tensors of ours from nothing."""
-
-    def load(
-        self, theirs: Mapping[str, Tensor], targets: Mapping[str, Tensor], computed: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """See :meth:`KeyMap.load`."""
-        made: dict[str, Tensor] = {}
-        for line in self.rows:
-            names = [name for name in line.ours if not line.theirs and name in targets]
-            if names and line.operation is not None:
-                shapes = [tuple(targets[name].shape) for name in names]
-                made.update(zip(names, line.operation.forward([], shapes), strict=True))
-        rest = {name: tensor for name, tensor in targets.items() if name not in made}
-        return {**super().load(theirs, rest, computed), **made}

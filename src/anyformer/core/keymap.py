@@ -148,7 +148,8 @@ class KeyMap:
     """An ordered table of rows between a named foreign format and ours.
 
     Our side is the model's parameters and buffers, those included that it computes by itself (``persistent=False``):
-    what a foreign checkpoint stores of them is compared on loading and written on dumping.
+    what a foreign checkpoint stores of them is compared on loading and written on dumping. A row without a name of theirs
+    makes tensors of ours, by whole names, from nothing.
     """
 
     rows: tuple[Row, ...]
@@ -166,7 +167,7 @@ class KeyMap:
         extra = [key for _, source, target in pairs if not known.keys() >= set(target) for key in source]
         if extra:
             raise UsageError(f"the model has no place for {_five(extra)}; it has another depth or other parts")
-        made: dict[str, Tensor] = {}
+        made = self._made_from_nothing(targets)
         wrong: list[str] = []
         for line, source, target in pairs:
             shapes = [tuple(known[name].shape) for name in target]
@@ -226,6 +227,17 @@ class KeyMap:
                 f"{len(left)} of {len(source)} keys are not of this format: {_five(list(left))}; name the right format"
             )
         return pairs
+
+    def _made_from_nothing(self, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the rows without a name of theirs make: of what they do not store."""
+        made: dict[str, Tensor] = {}
+        for line in self.rows:
+            names = [name for name in line.ours if not line.theirs and name in targets]
+            if names and line.operation is not None:
+                made.update(
+                    zip(names, line.operation.forward([], [tuple(targets[n].shape) for n in names]), strict=True)
+                )
+        return made
 
     def _their_name(self, ours: str) -> str:
         for line in self.rows:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from anyformer.ops import diagonal_scan as _registers_the_scan  # noqa: F401
+from anyformer.ops import diagonal_scan as _registers_the_scan  # noqa: F401 - torch.ops knows it from then on
 
 aten = torch.ops.aten
 

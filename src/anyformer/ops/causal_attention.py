@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from anyformer.core.errors import UsageError, shown
 from anyformer.ops.attention import attention
+from anyformer.ops.packed import checked
 
 BLOCK = 256
 """The largest number of queries that are computed together where not all of them see the same keys."""
@@ -57,7 +57,7 @@ def causal_attention(
         UsageError: The offsets do not rise from 0 to the number of tokens.
     """
     if offsets is not None:
-        sizes = _sizes(offsets, q.shape[2])
+        sizes = [end - start for start, end in itertools.pairwise(checked(offsets, q.shape[2]))]
         keeps = [None] * len(sizes) if keep is None else keep.split(sizes, 1)
         outs = [
             causal_attention(*one, scale=scale, window=window, sinks=sinks, slopes=slopes, keep=kept)
@@ -75,16 +75,6 @@ def causal_attention(
     if slopes is None and window is None and (queries == keys or queries == 1):
         return attention(q, k, v, scale=scale, causal=True)
     return _in_blocks(q, k, v, scale, window, sinks, slopes)
-
-
-def _sizes(offsets: Tensor, tokens: int) -> list[int]:
-    ends = offsets.tolist()
-    sizes = [end - start for start, end in itertools.pairwise(ends)]
-    if not sizes or ends[0] != 0 or ends[-1] != tokens or min(sizes) < 0:
-        raise UsageError(
-            f"offsets of packed sequences must rise from 0 to the number of tokens, {tokens}, not {shown(ends)}"
-        )
-    return sizes
 
 
 def kept_first(keep: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from anyformer.core.errors import UsageError, nearest
+from anyformer.ops.packed import check_row
 
 Activation = Literal["silu"]
 
@@ -61,8 +62,7 @@ def causal_convolution(
     if offsets is None:
         x = torch.cat((state, x), dim=1)
         return _convolve(x, weight, bias, activation), x[:, tokens:].clone()
-    if batch != 1:
-        raise UsageError(f"packed sequences stand in a batch of 1, not of {batch}: lay them along the tokens")
+    check_row(batch)
     # each sequence after its state: what is computed at the places of the states is left out again
     token, sequence = torch.arange(tokens, device=x.device), torch.arange(sequences, device=x.device)
     places = token + before * torch.searchsorted(offsets[1:], token, right=True)  # of each token's first input

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from anyformer.core.errors import UsageError, shown
+from anyformer.core.errors import UsageError
 from anyformer.ops import extension
+from anyformer.ops.packed import checked
 
 SPAN = 64  # tokens between two kept states
 _LN2 = math.log(2)
@@ -57,7 +58,7 @@ def _scan(
     x: Tensor, step: Tensor, rates: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor, offsets: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The third result are the states at the start of each span, those of sequence i from row offsets[i] // SPAN + i."""
-    ends = _checked(offsets, x.shape[0])
+    ends = checked(offsets, x.shape[0])
     x, b, c = (_dense_rows(tensor) for tensor in (x, b, c))
     step, rates, d, state = (tensor.contiguous() for tensor in (step, rates, d, state))
     y, last = x.new_empty(x.shape), torch.empty_like(state)
@@ -95,7 +96,7 @@ def _scan_backward(
     grad_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     assert kept.shape[0] == x.shape[0] // SPAN + grad_last.shape[0], "the states must be kept for the gradients"
-    ends = _checked(offsets, x.shape[0])
+    ends = checked(offsets, x.shape[0])
     x, b, c = (_dense_rows(tensor) for tensor in (x, b, c))
     step, rates, d, grad_y = (tensor.contiguous() for tensor in (step, rates, d, grad_y))
     grad_x, grad_step = x.new_empty(x.shape), torch.empty_like(step)
@@ -155,15 +156,6 @@ def check_shapes(operation: str, tensors: Mapping[str, Tensor], expected: Sequen
 def library(x: Tensor) -> ctypes.CDLL | None:
     """The compiled form, None where it is missing or does not take this device and dtype."""
     return extension.library("diagonal_scan") if x.is_cpu and x.dtype in (torch.float32, torch.float64) else None
-
-
-def _checked(offsets: Tensor, tokens: int) -> list[int]:
-    ends = offsets.tolist()
-    if ends[0] != 0 or ends[-1] != tokens or any(end < start for start, end in itertools.pairwise(ends)):
-        raise UsageError(
-            f"offsets of packed sequences must rise from 0 to the number of tokens, {tokens}, not {shown(ends)}"
-        )
-    return ends
 
 
 def _dense_rows(x: Tensor) -> Tensor:

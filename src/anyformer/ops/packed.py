@@ -5,6 +5,7 @@ a chunk and its last chunk filled up with zeros, which must leave the operation'
 replaced where a sequence begins. All shapes follow from shapes, none from the values of the offsets.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,22 @@ class Packing(NamedTuple):
         return torch.where(empty, state, after.index_select(0, self.last))
 
 
+def check_row(batch: int) -> None:
+    """Raise UsageError where packed sequences stand in more or less than one row."""
+    if batch != 1:
+        raise UsageError(f"packed sequences stand in a batch of 1, not of {batch}: lay them along the tokens")
+
+
+def checked(offsets: Tensor, tokens: int) -> list[int]:
+    """Offsets as numbers. Raises UsageError where they do not rise from 0 to the number of tokens."""
+    ends = offsets.tolist()
+    if not ends or ends[0] != 0 or ends[-1] != tokens or any(end < start for start, end in itertools.pairwise(ends)):
+        raise UsageError(
+            f"offsets of packed sequences must rise from 0 to the number of tokens, {tokens}, not {shown(ends)}"
+        )
+    return ends
+
+
 def pack(offsets: Tensor, x: Tensor, chunk: int, dim: int = 2) -> Packing:
     """Lay sequences out in chunks.
 
@@ -81,14 +98,11 @@ def pack(offsets: Tensor, x: Tensor, chunk: int, dim: int = 2) -> Packing:
         UsageError: Packed tokens stand in a batch other than 1, or the offsets do not rise from 0 to their number (which
             compiled programs take on trust).
     """
-    if x.shape[0] != 1:
-        raise UsageError(f"packed sequences stand in a batch of 1, not of {x.shape[0]}: lay them along the tokens")
+    check_row(x.shape[0])
     tokens, sequences = x.shape[dim], len(offsets) - 1
     starts, ends = offsets[:-1], offsets[1:]
-    if not torch.compiler.is_compiling() and (offsets[0] != 0 or offsets[-1] != tokens or (starts > ends).any()):
-        raise UsageError(
-            f"offsets of packed sequences must rise from 0 to the number of tokens, {tokens}, not {shown(offsets.tolist())}"
-        )
+    if not torch.compiler.is_compiling():
+        checked(offsets, tokens)
     chunks = (ends - starts + chunk - 1) // chunk  # of each sequence
     after = chunks.cumsum(0)
     before = after - chunks

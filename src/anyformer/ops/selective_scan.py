@@ -9,8 +9,8 @@ import functools
 import torch
 from torch import Tensor
 
-from anyformer.core.errors import UsageError
 from anyformer.ops.diagonal_scan import check_shapes, scan
+from anyformer.ops.packed import check_row
 
 
 def selective_scan(
@@ -58,8 +58,8 @@ def selective_scan(
         {"step": step, "a": a, "b": b, "c": c, "d": d, "state": state},
         (tuple(x.shape), (channels, n), per_token, per_token, (channels,), (sequences, channels, n)),
     )
-    if offsets is not None and batch != 1:
-        raise UsageError(f"packed sequences stand in a batch of 1, not of {batch}: lay them along the tokens")
+    if offsets is not None:
+        check_row(batch)
     # the state's last axis is that of n outside, of channels inside: as the state of the next call it needs no copy
     x_, step_, a, b, c, d, state = (tensor.to(dtype) for tensor in (x, step, a, b, c, d, state))
     if tokens == 1 and offsets is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from anyformer.core.errors import UsageError
 from anyformer.ops.diagonal_scan import check_shapes, library, scan
 from anyformer.ops.linear_attention import pairwise_decays
+from anyformer.ops.packed import check_row
 from anyformer.ops.segments import Restarts, carry, in_segments, without_autocast
 
 
@@ -68,8 +69,8 @@ def state_space_dual(
         {"step": step, "a": a, "b": b, "c": c, "d": d, "state": state},
         (tuple(x.shape[:3]), (heads,), per_token, per_token, (heads,), (sequences, heads, p, n)),
     )
-    if offsets is not None and batch != 1:
-        raise UsageError(f"packed sequences stand in a batch of 1, not of {batch}: lay them along the tokens")
+    if offsets is not None:
+        check_row(batch)
     x_, step, a, b, c, d, state = (tensor.to(dtype) for tensor in (x, step, a, b, c, d, state))
     with without_autocast(x):
         if tokens == 1 and offsets is None:

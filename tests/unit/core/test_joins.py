@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anyformer import core
-from anyformer.core.joins import CompletedKeyMap, Concatenate, Counts, Stack, Tie
+from anyformer.core.joins import Concatenate, Counts, Stack, Tie
 from anyformer.core.keymap import KeyMap, row
 
 
@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_named(case):
 
 
 def test_counts_are_made_and_left_out():
-    table = CompletedKeyMap((row("w", "weight"), row((), "pair", Counts())))
+    table = KeyMap((row("w", "weight"), row((), "pair", Counts())))
     ours = {"weight": numbers(3), "pair": numbers(5)}
     loaded = table.load({"w": numbers(3)}, ours)
     assert loaded.keys() == ours.keys()

@@ -13,7 +13,7 @@ their ``attn_norm`` and ``mlp_norm``.
 from typing import Any
 
 from anyformer import core
-from anyformer.core.joins import CompletedKeyMap, Concatenate
+from anyformer.core.joins import Concatenate
 from anyformer.core.keymap import Join, KeyMap, Row, row
 from anyformer.parts.channel_mixers.gated_mlp import GatedMLP
 from anyformer.parts.embeds.token_table import TokenTable
@@ -86,7 +86,7 @@ def _official(spec: Any) -> KeyMap:
     theirs, ours = "model.layers.{i}", "blocks.{i}"
     gates = tuple(f"{theirs}.mlp.{role}_proj.weight" for role in ("gate", "up"))
     mixers = (line for i, block in enumerate(spec.blocks) for line in _mixer(i, block.mixer))
-    return CompletedKeyMap(
+    return KeyMap(
         (
             row("model.embeddings.weight", "embed.table.weight"),
             row(f"{theirs}.attn_norm.weight", f"{ours}.norm1.weight"),

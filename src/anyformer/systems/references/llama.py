@@ -12,7 +12,7 @@ Names: our ``mixer.qkv`` is their ``q_proj``, ``k_proj`` and ``v_proj``, ``mixer
 from typing import Any, NamedTuple
 
 from anyformer import core
-from anyformer.core.joins import CompletedKeyMap, Concatenate, Counts, Tie
+from anyformer.core.joins import Concatenate, Counts, Tie
 from anyformer.core.keymap import Join, KeyMap, row
 from anyformer.parts.channel_mixers.gated_mlp import GatedMLP
 from anyformer.parts.embeds.token_table import TokenTable
@@ -122,7 +122,7 @@ def _key_map(spec: Any, *table: Any) -> KeyMap:
     theirs, ours = "model.layers.{i}", "blocks.{i}"
     heads = tuple(f"{theirs}.self_attn.{role}_proj.weight" for role in "qkv")
     gates = tuple(f"{theirs}.mlp.{role}_proj.weight" for role in ("gate", "up"))
-    return CompletedKeyMap(
+    return KeyMap(
         (
             *table,
             row(f"{theirs}.input_layernorm.weight", f"{ours}.norm1.weight"),
