@@ -33,7 +33,6 @@ def test_six_mixers_with_a_layer_of_attention_among_three():
 @pytest.mark.parametrize(
     ("depth", "ratio", "places"),
     [
-        (24, None, ()),
         (24, 24, (12,)),
         (24, 12, (6, 18)),
         (24, 6, (4, 12, 20)),

@@ -94,9 +94,9 @@ def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
     )
 
 
-def attention_layers(depth: int, ratio: int | None) -> tuple[int, ...]:
-    """Which layers are of full attention, with ``ratio`` linear ones for each; none where there is no ratio."""
-    count = 0 if ratio is None else max(1, round(depth / (ratio + 1)))
+def attention_layers(depth: int, ratio: int) -> tuple[int, ...]:
+    """Which layers are of full attention, with ``ratio`` linear ones for each."""
+    count = max(1, round(depth / (ratio + 1)))
     return tuple((2 * place + 1) * depth // (2 * count) for place in range(count))
 
 
