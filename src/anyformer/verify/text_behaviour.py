@@ -60,14 +60,14 @@ def rows(make: Make) -> list[str]:
 
 
 def causality(make: Make) -> list[str]:
-    """Later tokens reach earlier scores by no bit."""
+    """Later tokens do not reach earlier scores, but by rounding: which tokens an expert gets decides its products' sizes."""
     model = _exact(make)
     ids = _ids(model, 2)
     before, failures = model(ids), list[str]()
     for token in range(TOKENS - 1):
         later = ids.clone()
         later[:, token + 1 :] = (later[:, token + 1 :] + 1 + token) % model.spec.vocabulary
-        if not torch.equal(model(later)[:, : token + 1], before[:, : token + 1]):
+        if not _close(model(later)[:, : token + 1], before[:, : token + 1]):
             failures.append(f"tokens after {token} reach its scores")
     return failures
 
