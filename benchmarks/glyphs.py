@@ -83,13 +83,14 @@ def main() -> None:
     """Run all seeds, print a table, the interval of the difference and, last, everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of each fit")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many sets")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="100 pictures of ten characters to learn from")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = []
     print(f"{'seed':>4}  {'ours':>6}  {'svc':>6}  {'differ':>6}  model", flush=True)
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         row = run(seed, arguments.minutes, arguments.small)
         rows.append(row)
         print(
@@ -103,7 +104,8 @@ def main() -> None:
         interval = [float(mean - half), float(mean + half)]
         print(f"mean difference {mean:+.2f} points, 95 % interval {interval[0]:+.2f} to {interval[1]:+.2f}")
     summary = {
-        "command": f"python benchmarks/glyphs.py --minutes {arguments.minutes:g}{' --small' if arguments.small else ''}",
+        "command": f"python benchmarks/glyphs.py --minutes {arguments.minutes:g} --first-seed {arguments.first_seed}"
+        + (" --small" if arguments.small else ""),
         **(SMALL | {"learnt_per_class": LEARNT} if arguments.small else LARGE),
         "size": PARAMETERS.side,
         "generator": PARAMETERS.digest(),
