@@ -15,6 +15,7 @@ class Model(Part):
 
     Attributes:
         model_name: the name it was made under, "" for a hybrid.
+        system: the slug of the system whose key maps fit it, "" for a hybrid.
         options: the options it was made with.
         data_config: what its input must look like (mean, std, size, channels, interpolation, ...); travels with it.
     """
@@ -26,6 +27,7 @@ class Model(Part):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.model_name = ""
+        self.system = ""
         self.options: dict[str, Any] = {}
         self.data_config: dict[str, Any] = {}
 
@@ -34,11 +36,11 @@ class Model(Part):
         """The resolved tree of configurations that this model was built from."""
         return self.config
 
-    def save_pretrained(self, folder: Any) -> None:
+    def save_pretrained(self, folder: Any, format: str | None = None) -> None:
         """Write spec, weights and manifest into a folder; see :func:`anyformer.core.store.save_pretrained`."""
         from anyformer.core.store import save_pretrained
 
-        save_pretrained(self, folder)
+        save_pretrained(self, folder, format=format)
 
     def forward_features(
         self, raw: Tensor, sink: Collected | None = None, stages: list[Any] | None = None

@@ -14,6 +14,7 @@ from anyformer.core.paper import Paper, Published
 
 if TYPE_CHECKING:
     from anyformer.core.config import Config
+    from anyformer.core.folders import Folder
     from anyformer.core.keymap import KeyMap
     from anyformer.core.part import Part
 
@@ -58,6 +59,7 @@ class System:
         keys: format name -> key map between the format's names and ours, for a spec.
         data_config: ``data_config(name)`` gives mean, standard deviation, size, crop and interpolation of pictures, or the
             vocabulary, the tokenizer and the longest context of text.
+        folders: how its models stand in the folders of transformers.
         inert: parameters, by shell pattern, that the architecture has and nothing depends on -> why.
     """
 
@@ -70,6 +72,7 @@ class System:
     published: Mapping[str, Published]
     keys: "Mapping[str, Callable[[Config], KeyMap]]"
     data_config: Callable[[str], dict[str, Any]]
+    folders: "tuple[Folder, ...]"
     inert: Mapping[str, str]
 
     def is_inert(self, parameter: str) -> bool:
@@ -91,6 +94,7 @@ def systems() -> dict[str, System]:
             published=module.PUBLISHED,
             keys=module.KEYS,
             data_config=module.data_config,
+            folders=getattr(module, "FOLDERS", ()),
             inert=getattr(module, "INERT", {}),
         )
         for module in _walk("anyformer.systems")

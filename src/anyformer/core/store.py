@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from anyformer.core import axes, registry, serial
+from anyformer.core import axes, folders, registry, serial
 from anyformer.core.config import Config, resolve, walk
 from anyformer.core.errors import AnyformerError, UsageError, nearest
 from anyformer.core.files import read_manifest, write_manifest
@@ -66,7 +66,7 @@ def create_model(
     except ArithmeticError as error:  # a patch of nothing
         raise UsageError(f"{name}: these sizes do not go together ({error}): {options}") from None
     model = _allocate(pattern)
-    model.model_name = name
+    model.model_name, model.system = name, system.paper.slug
     model.options = {
         key: list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value for key, value in given.items()
     }
@@ -166,7 +166,9 @@ def _read_text(path: Path) -> object:
     return serial.parse_json(text, str(path)) if path.suffix == ".json" else serial.parse_yaml(text, str(path))
 
 
-def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes] | None = None) -> None:
+def save_pretrained(
+    model: Model, folder: str | Path, extra: Mapping[str, bytes] | None = None, *, format: str | None = None
+) -> None:
     """Write ``config.json``, ``model.safetensors`` and the manifest of digests into a folder.
 
     The configuration also names the torch, the device and the number of threads of this process, on which the last bits of
@@ -176,11 +178,17 @@ def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes]
         model: any skeleton, of the catalogue or a hybrid.
         folder: made when missing; a model that lies there stays whole until the new one is on the disk.
         extra: other files for the folder and its manifest, by name.
+        format: "transformers" for a folder that its classes load, of a model that is one of theirs, without ``extra``; our
+            own form otherwise.
 
     Raises:
-        UsageError: when the spec is too long to be read back.
+        UsageError: when the spec is too long to be read back, or the format is unknown or has no such model.
         AnyformerError: when the system refuses to write.
     """
+    if format is not None:
+        _known_folder(format)
+        folders.save_folder(model, Path(folder))
+        return
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     config = {
         "format": FORMAT,
@@ -191,6 +199,7 @@ def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes]
             "device": ", ".join(sorted({tensor.device.type for tensor in state.values()})),
         },
         "name": model.model_name,
+        "system": model.system,
         "options": model.options,
         "data_config": model.data_config,
         "spec": serial.to_data(model.spec),
@@ -201,14 +210,21 @@ def save_pretrained(model: Model, folder: str | Path, extra: Mapping[str, bytes]
     write_manifest(Path(folder), {**contents, **(extra or {})})
 
 
-def from_pretrained(folder: str | Path) -> Model:
+def from_pretrained(folder: str | Path, *, format: str | None = None) -> Model:
     """The model that :meth:`save_pretrained` or ``anyformer fit`` wrote, in eval mode.
+
+    Args:
+        folder: where it lies.
+        format: "transformers" for a folder in the form of Hugging Face's transformers; our own form otherwise.
 
     Raises:
         AnyformerError: where a file is missing or damaged, or was written by a newer format.
-        UsageError: where the spec names what this version does not know.
+        UsageError: where the spec names what this version does not know, or the format is unknown.
     """
     path = Path(folder)
+    if format is not None:
+        _known_folder(format)
+        return _from_transformers(path)
     contents = read_manifest(path, ("config.json", "model.safetensors"))
     where = str(path / "config.json")
     config = serial.parse_json(contents["config.json"].decode(errors="replace"), where)
@@ -227,7 +243,26 @@ def from_pretrained(folder: str | Path) -> Model:
         model = _allocate(serial.from_data(spec))
     _fill(model, tensors, path)
     model.model_name, model.options, model.data_config = config["name"], config["options"], config["data_config"]
+    known = model.model_name in registry.model_names()
+    model.system = config.get("system", registry.system_of(model.model_name).paper.slug if known else "")
     return model.eval()
+
+
+def _known_folder(format: str) -> None:
+    if format != "transformers":
+        raise UsageError(f"no folder has the format {format!r}; known: transformers, or none for our own")
+
+
+def _from_transformers(path: Path) -> Model:
+    pattern, slug, data_config = folders.read_folder(path)
+    theirs = folders.read_weights(path)
+    with unfilled():
+        model = _allocate(pattern)
+    model.system, model.data_config = slug, data_config
+    model.to(dtype=next((t.dtype for t in theirs.values() if t.is_floating_point()), None))
+    same = (n for n in registry.system(slug).names if folders.same(registry.system(slug).pattern(n), model.spec))
+    model.model_name = next(same, "")
+    return load_weights(model, theirs, format="transformers").eval()
 
 
 def _fill(model: Model, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -247,12 +282,13 @@ def _fill(model: Model, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def key_map(model: Model, format: str) -> KeyMap:
     """The key map between a named format and a model. Raises UsageError naming the formats there are."""
-    if not model.model_name:
+    if not model.system:
         raise UsageError("a hybrid has no published names; use save_pretrained and from_pretrained")
-    keys = registry.system_of(model.model_name).keys
+    keys = registry.system(model.system).keys
     if format not in keys:
         raise UsageError(
-            f"{model.model_name} has no format {format!r}; known: {', '.join(keys)}{nearest(format, keys)}"
+            f"{model.model_name or model.system} has no format {format!r}; "
+            f"known: {', '.join(keys)}{nearest(format, keys)}"
         )
     return keys[format](model.spec)
 

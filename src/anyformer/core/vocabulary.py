@@ -3,6 +3,7 @@
 from anyformer.core.config import Config, bound, derived, edit, linear, resolve, walk
 from anyformer.core.context import Collected, Context, Layout, State, grid_of
 from anyformer.core.errors import AnyformerError, UsageError
+from anyformer.core.folders import Folder, Settings
 from anyformer.core.initial import ONES, ZEROS, Init
 from anyformer.core.numbers import pair, ramp
 from anyformer.core.paper import Paper, Published
@@ -34,6 +35,7 @@ __all__ = [
     "Context",
     "Down",
     "Embed",
+    "Folder",
     "Head",
     "Init",
     "Layout",
@@ -44,6 +46,7 @@ __all__ = [
     "Published",
     "Residual",
     "Router",
+    "Settings",
     "Shared",
     "State",
     "TokenMixer",

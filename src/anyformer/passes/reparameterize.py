@@ -50,8 +50,9 @@ def reparameterize(model: Model) -> Model:
         _lower(lowered, shared)
         deployed = cast(Model, build(_spec("", lowered.config, dict(lowered.named_modules()))))
     deployed.to(device=like.device, dtype=like.dtype).load_state_dict(lowered.state_dict())
-    deployed.model_name, deployed.options, deployed.data_config = (
+    deployed.model_name, deployed.system, deployed.options, deployed.data_config = (
         model.model_name,
+        model.system,
         copy.deepcopy(model.options),
         copy.deepcopy(model.data_config),
     )

@@ -18,6 +18,7 @@ from anyformer.core.joins import Concatenate, Stack
 from anyformer.core.keymap import Join, KeyMap, Row, row
 from anyformer.parts.channel_mixers.experts import Experts
 from anyformer.parts.channel_mixers.gated_mlp import GatedMLP
+from anyformer.parts.convolutions.causal_convolution import CausalConvolution
 from anyformer.parts.embeds.token_table import TokenTable
 from anyformer.parts.heads.vocabulary import VocabularyHead
 from anyformer.parts.linear.linear import Linear
@@ -53,6 +54,11 @@ class Size(NamedTuple):
     eps: float = 1e-5
     context: int | None = None
     tokenizer: str = "bytes"
+    chosen: int = 2
+    expand: int = 2
+    state: int = 16
+    kernel: int = 4
+    step_rank: int | None = None
 
 
 SIZES = {
@@ -72,16 +78,30 @@ SMALL = ("jamba_micro", "jamba_mini")  # of bytes, not of the paper: for tests a
 
 def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
     """The pattern of a size; ``vocabulary`` is that of the published weights, or of bytes, unless it is given."""
-    size = SIZES[name]
+    size = SIZES[name] if vocabulary is None else SIZES[name]._replace(vocabulary=vocabulary)
     # Small widths and short trainings need weights that keep the variance of what passes through them.
-    start = core.Init("xavier_uniform") if name in SMALL else core.Init("normal", 0.02)
+    return _decoder(size, core.Init("xavier_uniform") if name in SMALL else core.Init("normal", 0.02))
+
+
+def _decoder(size: Size, start: core.Init) -> core.Config:
     linear, norm = Linear.Config(bias=False, init=start), RMSNorm.Config(eps=size.eps)
-    mamba = Mamba.Config(step_norm=norm, b_norm=norm, c_norm=norm)
+    rank: dict[str, Any] = {} if size.step_rank is None else {"step_rank": size.step_rank}
+    mamba = Mamba.Config(
+        expand=size.expand,
+        state=size.state,
+        convolution=CausalConvolution.Config(kernel=size.kernel),
+        step_norm=norm,
+        b_norm=norm,
+        c_norm=norm,
+        **rank,
+    )
     attention = GroupedQueryAttention.Config(
         kv_heads=size.kv_heads, group=size.heads // size.kv_heads, qkv=linear, proj=linear
     )
     dense = GatedMLP.Config(hidden=size.hidden, fc1=linear, fc2=linear)
-    routed = Experts.Config(router=TopK.Config(k=2, over="all", linear=linear), experts=(dense,) * size.experts)
+    routed = Experts.Config(
+        router=TopK.Config(k=size.chosen, over="all", linear=linear), experts=(dense,) * size.experts
+    )
     blocks = {
         (attends, routes): layer_block(attention if attends else mamba, routed if routes else dense, norm)
         for attends in (False, True)
@@ -94,7 +114,7 @@ def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
 
     return Decoder.Config(
         dim=size.dim,
-        vocabulary=size.vocabulary if vocabulary is None else vocabulary,
+        vocabulary=size.vocabulary,
         embed=TokenTable.Config(table=linear),
         blocks=tuple(map(block, range(size.depth))),
         norm=norm,
@@ -168,3 +188,77 @@ def _key_map(spec: Any, *experts: Row) -> KeyMap:
 
 
 KEYS = {"transformers": _transformers, "oracle": _oracle}
+
+
+def _read(settings: core.Settings) -> core.Config:
+    settings.expect(
+        hidden_act="silu", mamba_proj_bias=False, mamba_conv_bias=True, tie_word_embeddings=False, sliding_window=None
+    )
+    heads = settings.number("num_attention_heads")
+    rank = settings.values.get("mamba_dt_rank", "auto")
+    size = Size(
+        dim=settings.number("hidden_size"),
+        hidden=settings.number("intermediate_size"),
+        depth=settings.number("num_hidden_layers"),
+        heads=heads,
+        kv_heads=settings.number("num_key_value_heads", heads),
+        experts=settings.number("num_experts", 16),
+        attention=_places(settings, "attn_layer", 8, 4),
+        routed=_places(settings, "expert_layer", 2, 1),
+        vocabulary=settings.number("vocab_size"),
+        eps=settings.number("rms_norm_eps", 1e-6),
+        chosen=settings.number("num_experts_per_tok", 2),
+        expand=settings.number("mamba_expand", 2),
+        state=settings.number("mamba_d_state", 16),
+        kernel=settings.number("mamba_d_conv", 4),
+        step_rank=None if rank == "auto" else settings.number("mamba_dt_rank"),
+    )
+    return _decoder(size, core.Init("normal", 0.02))
+
+
+def _places(settings: core.Settings, layers: str, period: int, offset: int) -> tuple[int, int]:
+    """Every how many layers there is one, and from which on, which may be the first: 0."""
+    first = settings.values.get(f"{layers}_offset", offset)
+    return settings.number(f"{layers}_period", period), first if first == 0 else settings.number(
+        f"{layers}_offset", offset
+    )
+
+
+def _write(spec: Any) -> dict[str, Any]:
+    mixers = [block.mixer for block in spec.blocks]
+    channels = [block.channel_mixer for block in spec.blocks]
+    attention = next(mixer for mixer in mixers if mixer.part is GroupedQueryAttention)
+    mamba = next(mixer for mixer in mixers if mixer.part is Mamba)
+    experts = next(mixer for mixer in channels if mixer.part is Experts)
+    attention_period, attention_offset = _regular([mixer.part is GroupedQueryAttention for mixer in mixers])
+    expert_period, expert_offset = _regular([mixer.part is Experts for mixer in channels])
+    return {
+        "vocab_size": spec.vocabulary,
+        "hidden_size": spec.dim,
+        "intermediate_size": experts.experts[0].hidden,
+        "num_hidden_layers": len(spec.blocks),
+        "num_attention_heads": attention.kv_heads * attention.group,
+        "num_key_value_heads": attention.kv_heads,
+        "rms_norm_eps": spec.norm.eps,
+        "attn_layer_period": attention_period,
+        "attn_layer_offset": attention_offset,
+        "expert_layer_period": expert_period,
+        "expert_layer_offset": expert_offset,
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.router.k,
+        "mamba_d_state": mamba.state,
+        "mamba_d_conv": mamba.convolution.kernel,
+        "mamba_expand": mamba.inner // spec.dim,
+        "mamba_dt_rank": mamba.step_rank,
+        "tie_word_embeddings": False,
+        "pad_token_id": None,  # one would have no gradient in the table
+    }
+
+
+def _regular(marks: list[bool]) -> tuple[int, int]:
+    """Every how many layers a mark stands, and the first that has it; a single one comes back after all of them."""
+    places = [index for index, mark in enumerate(marks) if mark]
+    return (places[1] - places[0] if len(places) > 1 else len(marks)), places[0]
+
+
+FOLDERS = (core.Folder("jamba", "JambaForCausalLM", _read, _write),)

@@ -8,11 +8,12 @@ Names: our ``log_rates`` is their ``A_log``, ``skip`` their ``D``, ``step_proj``
 ``conv1d``; ``inner`` their ``d_inner``, ``state`` their ``d_state``, ``step_rank`` their ``dt_rank``.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyformer import core
 from anyformer.core.joins import Tie
 from anyformer.core.keymap import KeyMap, Row, row
+from anyformer.parts.convolutions.causal_convolution import CausalConvolution
 from anyformer.parts.embeds.token_table import TokenTable
 from anyformer.parts.heads.vocabulary import VocabularyHead
 from anyformer.parts.linear.linear import Linear
@@ -31,41 +32,65 @@ PAPER = core.Paper(
     ),
 )
 
-SIZES: dict[str, dict[str, int]] = {
-    "mamba_130m": {"dim": 768, "depth": 24},
-    "mamba_370m": {"dim": 1024, "depth": 48},
-    "mamba_790m": {"dim": 1536, "depth": 48},
-    "mamba_1.4b": {"dim": 2048, "depth": 48},
-    "mamba_2.8b": {"dim": 2560, "depth": 64},
-    "mamba_micro": {"dim": 64, "depth": 2},
-    "mamba_mini": {"dim": 128, "depth": 4},
+
+class Size(NamedTuple):
+    """The numbers of a size."""
+
+    dim: int
+    depth: int
+    vocabulary: int = 50280  # 50,277 tokens of GPT-NeoX, made a multiple of 8
+    inner: int | None = None
+    state: int = 16
+    kernel: int = 4
+    step_rank: int | None = None
+    eps: float = 1e-5
+    tie: bool = True
+
+
+SIZES = {
+    "mamba_130m": Size(768, 24),
+    "mamba_370m": Size(1024, 48),
+    "mamba_790m": Size(1536, 48),
+    "mamba_1.4b": Size(2048, 48),
+    "mamba_2.8b": Size(2560, 64),
+    "mamba_micro": Size(64, 2, 256),
+    "mamba_mini": Size(128, 4, 256),
 }
 SMALL = ("mamba_micro", "mamba_mini")  # not of the paper: for bytes and tight budgets
-VOCABULARY = 50280  # 50,277 tokens of GPT-NeoX, made a multiple of 8
 
 
 def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
     """The pattern of a size; the vocabulary is that of the published weights, or bytes for the small sizes."""
-    dim, depth = SIZES[name]["dim"], SIZES[name]["depth"]
-    norm = RMSNorm.Config(eps=1e-5)
+    return _decoder(SIZES[name] if vocabulary is None else SIZES[name]._replace(vocabulary=vocabulary))
+
+
+def _decoder(size: Size) -> core.Config:
+    norm = RMSNorm.Config(eps=size.eps)
     # what enters the residual sum starts smaller in deeper models, so that the sum does not grow with depth
-    last = Linear.Config(bias=False, init=core.Init("uniform_fan_in", depth**-0.5))
-    block = MixerBlock.Config(norm=norm, mixer=Mamba.Config(out_proj=last))
+    last = Linear.Config(bias=False, init=core.Init("uniform_fan_in", size.depth**-0.5))
+    given: dict[str, Any] = {"inner": size.inner, "step_rank": size.step_rank}
+    mixer = Mamba.Config(
+        state=size.state,
+        convolution=CausalConvolution.Config(kernel=size.kernel),
+        out_proj=last,
+        **{key: value for key, value in given.items() if value is not None},
+    )
     return Decoder.Config(
-        dim=dim,
-        vocabulary=vocabulary or data_config(name)["vocabulary"],
+        dim=size.dim,
+        vocabulary=size.vocabulary,
         embed=TokenTable.Config(),
-        blocks=(block,) * depth,
+        blocks=(MixerBlock.Config(norm=norm, mixer=mixer),) * size.depth,
         norm=norm,
-        head=VocabularyHead.Config(linear=core.Shared.Config(path="embed.table")),
+        head=VocabularyHead.Config(
+            linear=core.Shared.Config(path="embed.table") if size.tie else Linear.Config(bias=False)
+        ),
     )
 
 
 def data_config(name: str) -> dict[str, Any]:
     """What the published weights expect of a text."""
-    if name in SMALL:
-        return {"vocabulary": 256, "tokenizer": "bytes", "context": None}
-    return {"vocabulary": VOCABULARY, "tokenizer": "EleutherAI/gpt-neox-20b", "context": None}
+    tokenizer = "bytes" if name in SMALL else "EleutherAI/gpt-neox-20b"
+    return {"vocabulary": SIZES[name].vocabulary, "tokenizer": tokenizer, "context": None}
 
 
 _TABLE = "official model table"
@@ -86,8 +111,10 @@ def _transformers(spec: core.Config) -> KeyMap:
     return _key_map(row("backbone.embeddings.weight", "embed.table.weight"))
 
 
-def _oracle(spec: core.Config) -> KeyMap:
+def _oracle(spec: Any) -> KeyMap:
     """As the module has them: tied tensors under both names."""
+    if not isinstance(spec.head.linear, core.Shared.Config):
+        return _transformers(spec)
     return _key_map(row(("backbone.embeddings.weight", "lm_head.weight"), "embed.table.weight", Tie()))
 
 
@@ -105,8 +132,46 @@ def _key_map(embedding: Row) -> KeyMap:
             row(f"{theirs}.dt_proj.{{p}}", f"{ours}.step_proj.{{p}}"),
             row(f"{theirs}.out_proj.weight", f"{ours}.out_proj.weight"),
             row("backbone.norm_f.weight", "norm.weight"),
+            row("lm_head.weight", "head.linear.weight"),
         )
     )
 
 
 KEYS = {"official": _official, "transformers": _transformers, "oracle": _oracle}
+
+
+def _read(settings: core.Settings) -> core.Config:
+    settings.expect(hidden_act="silu", use_bias=False, use_conv_bias=True)
+    dim = settings.number("hidden_size")
+    rank = settings.values.get("time_step_rank", "auto")
+    size = Size(
+        dim=dim,
+        depth=settings.number("num_hidden_layers"),
+        vocabulary=settings.number("vocab_size"),
+        inner=int(settings.number("expand", 2) * dim),
+        state=settings.number("state_size", 16),
+        kernel=settings.number("conv_kernel", 4),
+        step_rank=None if rank == "auto" else settings.number("time_step_rank"),
+        eps=settings.number("layer_norm_epsilon", 1e-5),
+        tie=settings.flag("tie_word_embeddings", True),
+    )
+    return _decoder(size)
+
+
+def _write(spec: Any) -> dict[str, Any]:
+    mixer = spec.blocks[0].mixer
+    return {
+        "vocab_size": spec.vocabulary,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": len(spec.blocks),
+        "intermediate_size": mixer.inner,
+        "expand": mixer.inner / spec.dim if mixer.inner % spec.dim else mixer.inner // spec.dim,
+        "state_size": mixer.state,
+        "conv_kernel": mixer.convolution.kernel,
+        "time_step_rank": mixer.step_rank,
+        "layer_norm_epsilon": spec.norm.eps,
+        "tie_word_embeddings": isinstance(spec.head.linear, core.Shared.Config),
+    }
+
+
+FOLDERS = (core.Folder("mamba", "MambaForCausalLM", _read, _write),)

@@ -20,6 +20,7 @@ from anyformer import core
 from anyformer.core.joins import Concatenate, Tie
 from anyformer.core.keymap import KeyMap, Row, row
 from anyformer.parts.channel_mixers.mlp import MLP
+from anyformer.parts.convolutions.causal_convolution import CausalConvolution
 from anyformer.parts.embeds.token_table import TokenTable
 from anyformer.parts.heads.vocabulary import VocabularyHead
 from anyformer.parts.linear.linear import Linear
@@ -88,32 +89,42 @@ class ChannelBlock(core.Block, name="channel_block"):
 
 def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
     """The pattern of a size; the vocabulary is that of the published weights, or bytes for the small sizes."""
-    size = SIZES[name]
+    # Small widths and short trainings need weights that keep the variance of what passes through them.
+    size = SIZES[name] if vocabulary is None else {**SIZES[name], "vocabulary": vocabulary}
+    return _decoder(size, core.Init("xavier_uniform") if name in SMALL else None)
+
+
+def _decoder(size: dict[str, Any], small: core.Init | None = None) -> core.Config:
     dim, layers = size["dim"], size["layers"]
-    norm, depth = RMSNorm.Config(eps=1e-5), len(layers)
+    norm, depth = RMSNorm.Config(eps=size.get("eps", 1e-5)), len(layers)
     # what enters the residual sum starts smaller in deeper models, so that the sum does not grow with depth
     scaled = core.Init("uniform_fan_in", depth**-0.5) if "tie" in size else core.Init("normal", 0.02 * depth**-0.5)
     mixer = Mamba2.Config(
         p=size.get("p", 64),
         state=size.get("state", 128),
         groups=size.get("groups", 8),
+        convolution=CausalConvolution.Config(kernel=size.get("kernel", 4)),
+        **({"heads": size["mamba_heads"]} if "mamba_heads" in size else {}),
         out_proj=Linear.Config(bias=False, init=scaled),
     )
     blocks: dict[str, core.Config] = {"M": MixerBlock.Config(norm=norm, mixer=mixer)}
     if "heads" in size:
-        # Small widths and short trainings need weights that keep the variance of what passes through them.
-        small = core.Init("xavier_uniform") if name in SMALL else None
         first = Linear.Config(bias=False, init=small or core.Init("normal", 0.02))
         last = Linear.Config(bias=False, init=small or core.Init("normal", 0.02 * (2 * depth) ** -0.5))
         attention = GroupedQueryAttention.Config(
-            kv_heads=size["kv_heads"], group=size["heads"] // size["kv_heads"], qkv=first, proj=last
+            kv_heads=size["kv_heads"],
+            group=size["heads"] // size["kv_heads"],
+            head_dim=size.get("head_dim", dim // size["heads"]),
+            qkv=first,
+            proj=last,
         )
+        perceptron = MLP.Config(hidden=size.get("hidden", 4 * dim), activation="gelu", fc1=first, fc2=last)
         blocks["*"] = MixerBlock.Config(norm=norm, mixer=attention)
-        blocks["-"] = ChannelBlock.Config(norm=norm, channel_mixer=MLP.Config(activation="gelu", fc1=first, fc2=last))
+        blocks["-"] = ChannelBlock.Config(norm=norm, channel_mixer=perceptron)
     scores = core.Shared.Config(path="embed.table") if "tie" in size else Linear.Config(bias=False)
     return Decoder.Config(
         dim=dim,
-        vocabulary=vocabulary or size["vocabulary"],
+        vocabulary=size["vocabulary"],
         embed=TokenTable.Config(),
         blocks=tuple(blocks[letter] for letter in layers),
         norm=norm,
@@ -253,3 +264,108 @@ def _attention(spec: Any) -> Any:
 
 
 KEYS = {"official": _official, "transformers": _transformers, "oracle": _oracle}
+
+LETTERS = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+LEAST_STEP = 1e-30  # Nemotron-H's steps have a floor, those of Mamba-2-Hybrid have none
+
+
+def _read_mamba2(settings: core.Settings) -> core.Config:
+    settings.expect(hidden_act="silu", use_bias=False, use_conv_bias=True)
+    size = {
+        **_sizes(settings),
+        "layers": "M" * settings.number("num_hidden_layers"),
+        "p": settings.number("head_dim", 64),
+        "mamba_heads": settings.number("num_heads", 128),
+        "state": settings.number("state_size", 128),
+    }
+    return _decoder(size)
+
+
+def _read_nemotron(settings: core.Settings) -> core.Config:
+    settings.expect(
+        mamba_hidden_act="silu",
+        mlp_hidden_act="gelu",
+        time_step_min=LEAST_STEP,
+        use_conv_bias=True,
+        **dict.fromkeys(("use_bias", "mlp_bias", "attention_bias", "mamba_proj_bias"), False),
+    )
+    layers = settings.values.get("layers_block_type")
+    if not isinstance(layers, list) or not set(layers) <= set(LETTERS):
+        raise core.UsageError(f"{settings.where}: layers_block_type must be a list of {', '.join(LETTERS)}")
+    size = {
+        **_sizes(settings),
+        "layers": "".join(LETTERS[layer] for layer in layers),
+        "p": settings.number("mamba_head_dim"),
+        "mamba_heads": settings.number("mamba_num_heads"),
+        "state": settings.number("ssm_state_size"),
+        "heads": settings.number("num_attention_heads"),
+        "kv_heads": settings.number("num_key_value_heads"),
+        "head_dim": settings.number("head_dim"),
+        "hidden": settings.number("intermediate_size"),
+    }
+    return _decoder(size)
+
+
+def _sizes(settings: core.Settings) -> dict[str, Any]:
+    return {
+        "dim": settings.number("hidden_size"),
+        "vocabulary": settings.number("vocab_size"),
+        "groups": settings.number("n_groups", 8),
+        "kernel": settings.number("conv_kernel", 4),
+        "eps": settings.number("layer_norm_epsilon", 1e-5),
+        **({"tie": True} if settings.flag("tie_word_embeddings", False) else {}),
+    }
+
+
+def _write_mamba2(spec: Any) -> dict[str, Any] | None:
+    if not _pure(spec):
+        return None
+    mamba = spec.blocks[0].mixer
+    return {
+        **_written(spec),
+        "num_hidden_layers": len(spec.blocks),
+        "num_heads": mamba.heads,
+        "head_dim": mamba.p,
+        "state_size": mamba.state,
+        "expand": mamba.heads * mamba.p // spec.dim,
+    }
+
+
+def _write_nemotron(spec: Any) -> dict[str, Any] | None:
+    attention = _attention(spec)
+    perceptron = next((block.channel_mixer for block in spec.blocks if _kind(block) == "channel_block"), None)
+    if attention is None or perceptron is None:
+        return None
+    names = {"mamba2": "linear_attention", "grouped_query_attention": "full_attention", "channel_block": "mlp"}
+    mamba = next(block.mixer for block in spec.blocks if _kind(block) == "mamba2")
+    return {
+        **_written(spec),
+        "layers_block_type": [names[_kind(block)] for block in spec.blocks],
+        "mamba_num_heads": mamba.heads,
+        "mamba_head_dim": mamba.p,
+        "ssm_state_size": mamba.state,
+        "num_attention_heads": attention.kv_heads * attention.group,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "intermediate_size": perceptron.hidden,
+        "mlp_hidden_act": perceptron.activation,
+        "time_step_min": LEAST_STEP,
+    }
+
+
+def _written(spec: Any) -> dict[str, Any]:
+    mamba = next(block.mixer for block in spec.blocks if _kind(block) == "mamba2")
+    return {
+        "vocab_size": spec.vocabulary,
+        "hidden_size": spec.dim,
+        "n_groups": mamba.groups,
+        "conv_kernel": mamba.convolution.kernel,
+        "layer_norm_epsilon": spec.norm.eps,
+        "tie_word_embeddings": isinstance(spec.head.linear, core.Shared.Config),
+    }
+
+
+FOLDERS = (
+    core.Folder("mamba2", "Mamba2ForCausalLM", _read_mamba2, _write_mamba2),
+    core.Folder("nemotron_h", "NemotronHForCausalLM", _read_nemotron, _write_nemotron),
+)

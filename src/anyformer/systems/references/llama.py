@@ -28,7 +28,7 @@ PAPER = core.Paper("llama", contributes=("model",))
 
 
 class Size(NamedTuple):
-    """The numbers of a size; ``start`` is the standard deviation of its weights at their start."""
+    """The numbers of a size; ``start`` is the standard deviation of its weights at their start; heads fill ``dim`` mostly."""
 
     dim: int
     hidden: int
@@ -42,6 +42,7 @@ class Size(NamedTuple):
     start: float = 0.02
     context: int | None = None
     tokenizer: str = "bytes"
+    head_dim: int | None = None
 
 
 SIZES = {
@@ -71,11 +72,16 @@ def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
     size = SIZES[name]
     # Small widths and short trainings need weights that keep the variance of what passes through them.
     start = core.Init("xavier_uniform") if name in SMALL else core.Init("normal", size.start)
+    return _decoder(size if vocabulary is None else size._replace(vocabulary=vocabulary), start)
+
+
+def _decoder(size: Size, start: core.Init) -> core.Config:
     linear = Linear.Config(bias=False, init=start)
     norm = RMSNorm.Config(eps=size.eps)
     attention = GroupedQueryAttention.Config(
         kv_heads=size.kv_heads,
         group=size.heads // size.kv_heads,
+        head_dim=size.dim // size.heads if size.head_dim is None else size.head_dim,
         position=Rotary.Config(base=size.base),
         qkv=linear,
         proj=linear,
@@ -83,7 +89,7 @@ def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
     block = layer_block(attention, GatedMLP.Config(hidden=size.hidden, fc1=linear, fc2=linear), norm)
     return Decoder.Config(
         dim=size.dim,
-        vocabulary=size.vocabulary if vocabulary is None else vocabulary,
+        vocabulary=size.vocabulary,
         embed=TokenTable.Config(table=linear),
         blocks=(block,) * size.depth,
         norm=norm,
@@ -139,3 +145,42 @@ def _key_map(spec: Any, *table: Any) -> KeyMap:
 
 
 KEYS = {"transformers": _transformers, "oracle": _oracle}
+
+
+def _read(settings: core.Settings) -> core.Config:
+    settings.expect(hidden_act="silu", attention_bias=False, mlp_bias=False, rope_scaling=None)
+    rope = settings.within("rope_parameters")
+    rope.expect(rope_type="default")
+    heads = settings.number("num_attention_heads")
+    size = Size(
+        dim=settings.number("hidden_size"),
+        hidden=settings.number("intermediate_size"),
+        depth=settings.number("num_hidden_layers"),
+        heads=heads,
+        kv_heads=settings.number("num_key_value_heads", heads),
+        vocabulary=settings.number("vocab_size"),
+        eps=settings.number("rms_norm_eps", 1e-6),
+        base=float(rope.number("rope_theta", settings.number("rope_theta", 10000.0))),
+        tie=settings.flag("tie_word_embeddings", False),
+        head_dim=settings.number("head_dim", 0) or None,
+    )
+    return _decoder(size, core.Init("normal", 0.02))
+
+
+def _write(spec: Any) -> dict[str, Any]:
+    block = spec.blocks[0]
+    return {
+        "vocab_size": spec.vocabulary,
+        "hidden_size": spec.dim,
+        "intermediate_size": block.channel_mixer.hidden,
+        "num_hidden_layers": len(spec.blocks),
+        "num_attention_heads": block.mixer.kv_heads * block.mixer.group,
+        "num_key_value_heads": block.mixer.kv_heads,
+        "head_dim": block.mixer.head_dim,
+        "rms_norm_eps": spec.norm.eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": block.mixer.position.base},
+        "tie_word_embeddings": isinstance(spec.head.linear, core.Shared.Config),
+    }
+
+
+FOLDERS = (core.Folder("llama", "LlamaForCausalLM", _read, _write),)

@@ -12,19 +12,8 @@ from anyformer.verify.oracle_of import transformers, unrounded
 def oracle(name: str) -> nn.Module:
     """The reference model of a name of ours. Raises UsageError where transformers is not installed."""
     spec: Any = core.resolve(registry.system_of(name).pattern(name))
-    library, mixer = transformers(), spec.blocks[0].mixer
-    config = library.MambaConfig(
-        vocab_size=spec.vocabulary,
-        hidden_size=spec.dim,
-        num_hidden_layers=len(spec.blocks),
-        state_size=mixer.state,
-        expand=mixer.inner // spec.dim,
-        conv_kernel=mixer.convolution.kernel,
-        time_step_rank=mixer.step_rank,
-        layer_norm_epsilon=spec.norm.eps,
-        use_mambapy=False,
-        use_cache=False,
-    )
+    library, folder = transformers(), registry.system_of(name).folders[0]
+    config = library.MambaConfig(**folder.write(spec), use_mambapy=False, use_cache=False)
     return unrounded(lambda: library.MambaForCausalLM(config))
 
 
