@@ -60,10 +60,17 @@ def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="A folder with one sub-folder of pictures a class, a .csv, .parquet or .npz; digits; glyphs."
+            help="A folder with one sub-folder of pictures a class, a .csv, .parquet or .npz; digits; glyphs. Or text: a "
+            "file, a folder of files, stdlib."
         ),
     ],
-    budget: Annotated[str, typer.Option(help="Limits, such as 'latency<=2ms, params<=1M, size<=4MB, macs<=50M'.")] = "",
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Limits, such as 'latency<=2ms, params<=1M, size<=4MB, macs<=50M'; of text "
+            "'tokens_per_second>=500, state<=2MB, context>=1024'."
+        ),
+    ] = "",
     minutes: Annotated[float, typer.Option(help="Wall clock for the whole command.")] = 10.0,
     out: Annotated[Path | None, typer.Option(help="Folder to write; anyformer-DATA when absent.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the weights, the order and the augmentation.")] = 0,
@@ -73,8 +80,11 @@ def fit(
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.")] = False,
     runtime: Annotated[
-        str, typer.Option(help="What latency is measured in and predictions run in: onnx, openvino or eager.")
-    ] = "onnx",
+        str | None,
+        typer.Option(
+            help="What latency is measured in and predictions run in: onnx, openvino or eager; onnx when absent, of text eager."
+        ),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Pretrained weights to start from: a folder, or hub:owner/repository.")
     ] = None,
@@ -83,7 +93,10 @@ def fit(
     ] = False,
     device: Annotated[str | None, typer.Option(help="Where to train: cpu, cuda, ... or auto.")] = None,
     kind: Annotated[
-        str | None, typer.Option(help="Of target: classes, multilabel or regression; from the data when absent.")
+        str | None,
+        typer.Option(
+            help="Of target: classes, multilabel, regression, or language: what comes next; from the data when absent."
+        ),
     ] = None,
     files: Annotated[str | None, typer.Option(help="Of a table, the column of picture files.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="Of a table, a column of targets; may be repeated.")] = None,
@@ -101,7 +114,7 @@ def fit(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the best model within a budget on your pictures, export it, check it, report it."""
+    """Train the best model within a budget on your pictures or texts, export it, check it, report it."""
     options = dict(locals())
     from anyformer.app.fitting import run_fit
 

@@ -116,6 +116,9 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 
 
 def _print(report: dict[str, Any], folder: Path) -> None:
+    if report["kind"] == "language":
+        _print_language(report, folder)
+        return
     measured, kind = report["budget"]["measured"], report["kind"]
     latency = measured["latency_ms"]
     out = Console(highlight=False, soft_wrap=True)
@@ -141,10 +144,42 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         f"  latency        {latency['median']:.3g} ms, {latency['p10']:.3g} to {latency['p90']:.3g} ms, "
         f"{report['runtime']}, batch 1"
     )
-    if report["budget"]["limits"]:
-        met = "met" if report["budget"]["met"] else "NOT met when measured again"
-        out.print(f"  budget         {report['budget']['asked']}: {met}")
+    _print_budget(out, report["budget"])
     for row in report["candidates"]:
         if row["start"] not in ("fresh", "not started"):
             out.print(f"  weights        {row['name']}: {row['start']}", markup=False, soft_wrap=True)
     out.print(f"  folder         {folder}: model.safetensors, model.onnx, report.html, front.png", soft_wrap=True)
+
+
+def _print_language(report: dict[str, Any], folder: Path) -> None:
+    measured = report["budget"]["measured"]
+    latency = measured["latency_ms"]
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(
+        f"[bold]{report['model']}[/bold] ({report['system']}), {readable('params', measured['params'])} parameters"
+    )
+
+    def said(found: dict[str, Any]) -> str:
+        """Bits with their 95 % interval."""
+        score, low, high = (f"{value:.3f}" for value in (found["score"], *found["interval"]))
+        return f"{score} (95 % interval {low} to {high})"
+
+    test = report["test"]
+    for note in report["data"]["notes"]:
+        out.print(f"  note           {note}", markup=False)
+    out.print(f"  test           {report['metric']} {said(test)} on {test['n']:,} bytes, read once")
+    out.print(f"  baseline       {said(report['baseline'])}, {report['baseline']['name']}")
+    out.print(
+        f"  decoding       {readable('tokens_per_second', 1000 / latency['median'])} tokens a second "
+        f"({latency['median']:.3g} ms, {latency['p10']:.3g} to {latency['p90']:.3g} ms), batch 1, after "
+        f"{report['data']['trained_context']}"
+    )
+    out.print(f"  state          {readable('state', measured['state_bytes'])} of a stream there")
+    _print_budget(out, report["budget"])
+    out.print(f"  folder         {folder}: model.safetensors, report.html, front.png")
+    out.print(f"  next           anyformer generate {folder} --prompt ...")
+
+
+def _print_budget(out: Console, budget: dict[str, Any]) -> None:
+    if budget["limits"]:
+        out.print(f"  budget         {budget['asked']}: {'met' if budget['met'] else 'NOT met when measured again'}")

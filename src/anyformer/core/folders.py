@@ -46,7 +46,7 @@ class Settings:
         value = self.values.get(key)
         if not isinstance(value, Mapping | None):
             raise UsageError(f"{self.where}: {key} is {value!r}; it must be a mapping")
-        return Settings(value or {}, f"{self.where}, {key}")
+        return Settings(cast(Mapping[str, Any], value or {}), f"{self.where}, {key}")
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false. Raises UsageError where it is anything else."""
@@ -125,11 +125,13 @@ def read_weights(path: Path) -> dict[str, Any]:
         if not index.is_file():
             continue
         match serial.parse_json(index.read_text(encoding="utf-8", errors="replace"), str(index)):
-            case {"weight_map": dict(places)} if all(Path(str(p)).name == p for p in places.values()):
-                shards = sorted(set(cast(dict[str, str], places).values()))
+            case {"weight_map": dict(found)}:  # pyright: ignore[reportUnknownVariableType] - of anything
+                places = {str(place) for place in cast(dict[str, Any], found).values()}
             case _:
-                raise AnyformerError(f"{index} names no files beside it; copy the whole folder again")
-        return {key: tensor for shard in shards for key, tensor in read_tensors(path / shard).items()}
+                places = set[str]()
+        if not places or any(Path(place).name != place for place in places):
+            raise AnyformerError(f"{index} names no files beside it; copy the whole folder again")
+        return {key: tensor for shard in sorted(places) for key, tensor in read_tensors(path / shard).items()}
     raise AnyformerError(f"{path} has no {' and no '.join(WEIGHTS)}; copy the whole folder again")
 
 

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyformer.fit.material import Data
+from anyformer.fit.picture_material import PictureMaterial
 from anyformer.fit.scoring import summary
 
 IMAGES = 5000  # trained on, and tested on, at most
 SIDE = 32  # pixels along a side at most
 
 
-def baseline(data: Data) -> dict[str, Any]:
+def baseline(data: PictureMaterial) -> dict[str, Any]:
     """Its name and its score on the test part, in the metric of the data.
 
     One machine for all classes, or one for each label or number, on the pixels, at most 32 x 32 of them.
@@ -52,7 +52,7 @@ def _some(part: Tensor) -> Tensor:
     return part[order[:IMAGES]]
 
 
-def _pixels(data: Data, part: Tensor) -> tuple[Tensor, Tensor]:
+def _pixels(data: PictureMaterial, part: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of pixels ``(n, pixels)`` of a part, and its targets."""
     images, targets = data.part(part)
     chunks: list[Tensor] = []

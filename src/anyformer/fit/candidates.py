@@ -1,11 +1,14 @@
-"""The candidates of a fit: sizes of the systems whose stems adapt their stride to the images at hand."""
+"""The candidates of a fit: sizes of systems, whose stems adapt their stride to the images at hand."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 from anyformer.core import registry
+from anyformer.skeletons.decoder import Decoder
+
+T = TypeVar("T")
 
 FEWEST = 7  # tokens along a side that a stem leaves, where the picture has the pixels
 LARGEST = {"isotropic": 16}  # stride of the published stems, else 4; small pyramids have one of their own beyond it
@@ -53,15 +56,33 @@ def candidates(
     # Networks of stages first: of few pictures they learn more than those that keep one resolution.
     vision = dict(sorted(vision.items(), key=lambda item: _skeleton(item[1]) == "isotropic"))
 
-    def in_turn(rows: Iterable[Iterable[str]]) -> list[str]:
-        return [name for name in chain.from_iterable(zip_longest(*rows)) if name is not None]
-
     names = [
-        *in_turn([name for name in system.names if name in weights] for system in vision.values()),
-        *in_turn(system.small for system in vision.values()),
-        *in_turn([name for name in system.names if name not in system.small] for system in vision.values()),
+        *_in_turn([name for name in system.names if name in weights] for system in vision.values()),
+        *_in_turn(system.small for system in vision.values()),
+        *_in_turn([name for name in system.names if name not in system.small] for system in vision.values()),
     ]
     return [_candidate(name, size, channels, classes) for name in list(dict.fromkeys(names))[:trials]]
+
+
+def text_candidates() -> Sequence[Candidate]:
+    """Our own small sizes of models of bytes: of every system the first, references before, then of every system the second."""
+    chosen = [system for system in registry.systems().values() if system.field in ("references", "language")]
+    chosen.sort(key=lambda system: system.field != "references")
+    chosen = [system for system in chosen if issubclass(system.pattern(system.names[0]).part, Decoder)]
+    byte_sizes = [
+        [
+            Candidate(name, system.paper.slug, {})
+            for name in system.small
+            if system.data_config(name)["tokenizer"] == "bytes"
+        ]
+        for system in chosen
+    ]
+    return _in_turn(byte_sizes)
+
+
+def _in_turn(rows: Iterable[Iterable[T]]) -> list[T]:
+    """The first of every row, then the second of every row, and so on."""
+    return [item for item in chain.from_iterable(zip_longest(*rows)) if item is not None]
 
 
 def _skeleton(system: registry.System) -> str:

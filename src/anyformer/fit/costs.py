@@ -1,6 +1,7 @@
 """What a candidate costs on this machine, measured once and kept in ``costs.json``."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from anyformer.measure.latency import latency
 from anyformer.passes.reparameterize import reparameterize
 
 LATENCY_SECONDS = 0.5
+MEASURE_SHARE = 0.4  # of the minutes may go to measuring; candidates beyond that are left out
 STEPS = (2, 5)  # training steps run untimed, then timed
 
 
@@ -32,13 +34,16 @@ class Costs:
 
     Attributes:
         params: parameters of the deploy form.
-        macs: its multiply-adds an image.
-        size_bytes: bytes of the exported file.
-        latency_ms: median, 10th and 90th percentile of one image in the chosen runtime, all cores.
+        macs: its multiply-adds an image, a token of a text that is gone on with, or a text that is classified.
+        size_bytes: bytes of the file that is deployed.
+        latency_ms: median, 10th and 90th percentile of one image, one such token or one text, in the chosen runtime, all
+            cores.
         step_seconds: one training step.
         export_seconds: one export with its check.
         measure_seconds: what measuring all this took.
         precision: of the form that latency and size are of, ``float32`` or ``int8``.
+        state_bytes: of a stream's state after its context; of language models alone.
+        context: the most tokens that the model takes; as many as there are when None.
     """
 
     params: int
@@ -49,14 +54,22 @@ class Costs:
     export_seconds: float
     measure_seconds: float
     precision: str = "float32"
+    state_bytes: int = 0
+    context: int | None = None
 
     def of(self, quantity: str) -> float:
-        """The cost that a budget names: latency in milliseconds, params, size in bytes, macs."""
+        """The cost that a budget names, in the units of ``budget.BASE``."""
         match quantity:
             case "latency":
                 return self.latency_ms["median"]
+            case "tokens_per_second":
+                return 1000 / self.latency_ms["median"]
             case "size":
                 return self.size_bytes
+            case "state":
+                return self.state_bytes
+            case "context":
+                return math.inf if self.context is None else self.context
             case _:
                 return getattr(self, quantity)
 
@@ -83,21 +96,26 @@ def measure_candidate(
     timed = time_model(run, example, LATENCY_SECONDS)
     size = path.stat().st_size
     path.unlink()
+    return Costs(
+        params=counted.params,
+        macs=counted.macs,
+        size_bytes=size,
+        latency_ms=timed,
+        step_seconds=time_steps(train_step),
+        export_seconds=export_seconds,
+        measure_seconds=time.perf_counter() - started,
+    )
+
+
+def time_steps(train_step: Callable[[], None]) -> float:
+    """The seconds of a training step: the median of some, after some that are not timed."""
     seconds: list[float] = []
     for index in range(sum(STEPS)):
         step_started = time.perf_counter()
         train_step()
         if index >= STEPS[0]:
             seconds.append(time.perf_counter() - step_started)
-    return Costs(
-        params=counted.params,
-        macs=counted.macs,
-        size_bytes=size,
-        latency_ms=timed,
-        step_seconds=statistics.median(seconds),
-        export_seconds=export_seconds,
-        measure_seconds=time.perf_counter() - started,
-    )
+    return statistics.median(seconds)
 
 
 def measure_int8(model: Model, example: Tensor, calibration: Tensor, costs: Costs, path: Path, runtime: str) -> Costs:
@@ -173,7 +191,7 @@ class CostTable:
 
 
 def setting_of(example: Tensor, classes: int, batch: int, runtime: str = "onnx") -> dict[str, Any]:
-    """What measured costs hold for."""
+    """What measured costs of models of pictures hold for."""
     _, channels, size, _ = example.shape
     return {
         "size": size,
@@ -181,6 +199,10 @@ def setting_of(example: Tensor, classes: int, batch: int, runtime: str = "onnx")
         "classes": classes,
         "batch": batch,
         "runtime": runtime,
-        "cores": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine(),
     }
+
+
+def machine() -> dict[str, Any]:
+    """What all measured costs hold for."""
+    return {"cores": torch.get_num_threads(), "torch": torch.__version__}

@@ -1,4 +1,4 @@
-"""The Pareto front of score and latency: which candidates are on it, and the picture of all of them."""
+"""The Pareto front of score and time: which candidates are on it, and the picture of all of them."""
 
 import io
 import math
@@ -21,6 +21,7 @@ FAR = 20.0  # a budget beyond this many times the slowest candidate is named in 
 LONGEST = 34  # characters of a name; the page's table has the whole
 BAND = 0.11  # of the height, below, for candidates without a score
 LEAST_SPAN = 0.2  # of the axis of scores, in powers of ten of the error
+LEAST_BITS = 0.05  # of the same axis, where a score is bits
 NARROW = 0.02  # scores closer than this are not drawn further apart
 LEVELS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
 KINDS = ("winner", "on the front", "off the front", "hollow: stopped early", "not trained")
@@ -117,6 +118,8 @@ def _score_axis(axes: "Axes", report: dict[str, Any]) -> list[float]:
     """
     from matplotlib.ticker import MaxNLocator
 
+    if report["kind"] == "language":
+        return _bits_axis(axes, report)
     least = 0.5 / report["validation"]["n"]  # stands for no error at all
     every = [row["score"] for row in report["candidates"]]
     scores = [score for score in every if score is not None]
@@ -131,9 +134,28 @@ def _score_axis(axes: "Axes", report: dict[str, Any]) -> list[float]:
         ticks = _visible(MaxNLocator(5).tick_values(low, high), floor, top, least)
     words = [f"{100 * tick:.4g} %" if report["metric"] == "accuracy" else f"{tick:.4g}" for tick in ticks]
     axes.set_yticks([_height(tick, least) for tick in ticks], words)
-    band = 0.0 if len(scores) == len(every) else BAND / (1 - BAND) * (top - floor)
+    return _heights(axes, [None if score is None else _height(score, least) for score in every], floor, top)
+
+
+def _bits_axis(axes: "Axes", report: dict[str, Any]) -> list[float]:
+    """The same where a score is bits: heights are their negatives, for fewer are better."""
+    from matplotlib.ticker import MaxNLocator
+
+    every = [row["score"] for row in report["candidates"]]
+    bits = [score for score in every if score is not None] or [0.0]
+    low, high = min(bits), max(max(bits), min(bits) + LEAST_BITS)
+    pad = 0.09 * (high - low)
+    floor, top = -high - pad, pad - low
+    ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if floor <= -tick <= top]
+    axes.set_yticks([-tick for tick in ticks], [f"{tick:.4g}" for tick in ticks])
+    return _heights(axes, [None if score is None else -score for score in every], floor, top)
+
+
+def _heights(axes: "Axes", heights: Sequence[float | None], floor: float, top: float) -> list[float]:
+    """Ends the axis, below a band for candidates without a score where there are such, and puts those into it."""
+    band = BAND / (1 - BAND) * (top - floor) if None in heights else 0.0
     axes.set_ylim(floor - band, top)
-    return [floor - band / 2 if score is None else _height(score, least) for score in every]
+    return [floor - band / 2 if height is None else height for height in heights]
 
 
 def _height(score: float, least: float) -> float:
@@ -169,12 +191,20 @@ def _latency_axis(axes: "Axes", report: dict[str, Any]) -> None:
 
 def _limit(report: dict[str, Any]) -> float | None:
     """The most that the budget allows for the latency, in ms."""
-    return next((limit["most"] for limit in report["budget"]["limits"] if limit["quantity"] == "latency"), None)
+    for limit in report["budget"]["limits"]:
+        if limit["quantity"] == "latency":
+            return limit["most"]
+        if limit["quantity"] == "tokens_per_second":
+            return 1000 / limit["least"]
+    return None
 
 
 def _style(axes: "Axes", report: dict[str, Any], theme: Theme) -> None:
+    timed = f"latency of one picture in {report['runtime']}"
+    if report["kind"] == "language":
+        timed = f"time of one token after {report['data']['trained_context']} in {report['runtime']}"
     axes.set_xlabel(
-        f"latency of one picture in {report['runtime']}: median, bars from 10th to 90th percentile (ms)",
+        f"{timed}: median, bars from 10th to 90th percentile (ms)",
         color=theme.quiet,
         labelpad=6,
     )
@@ -209,7 +239,7 @@ def _marks(axes: "Axes", report: dict[str, Any], heights: list[float], theme: Th
     limit = _limit(report)
     if limit is not None:
         where = "" if limit < right else ", far to the right"
-        axes.axvline(limit, color=theme.budget, zorder=1, label=f"budget {limit:g} ms{where}", **DASHED)
+        axes.axvline(limit, color=theme.budget, zorder=1, label=f"budget {limit:.4g} ms{where}", **DASHED)
         taken.append((limit, bottom, limit, top))
     for row, height in zip(report["candidates"], heights, strict=True):
         latency = row["latency_ms"]

@@ -1,51 +1,43 @@
-"""What a fit leaves behind: the model in every form, the report, the pictures."""
+"""What a fit leaves behind: the model, the report, the pictures."""
 
 import json
 import platform
 import shlex
 import sys
-from dataclasses import replace
+from abc import ABC, abstractmethod
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from anyformer.core.files import write_atomic
 from anyformer.core.model import Model
 from anyformer.core.store import save_pretrained
-from anyformer.data.batches import normalize
-from anyformer.deploy.onnx import export_onnx
-from anyformer.deploy.quantize import quantize_onnx
-from anyformer.fit.baseline import baseline
 from anyformer.fit.budget import BASE, Budget
 from anyformer.fit.clock import Clock
-from anyformer.fit.costs import Costs, time_model
+from anyformer.fit.costs import Costs
 from anyformer.fit.front import draw_front, on_front
-from anyformer.fit.material import Data
-from anyformer.fit.measuring import CALIBRATION
 from anyformer.fit.memory import RunMemory
-from anyformer.fit.report import write_report
-from anyformer.fit.runtimes import RUNTIMES, Run, as_function, open_file
-from anyformer.fit.scoring import Scored, imbalance, scored, summary
+from anyformer.fit.runtimes import RUNTIMES
 from anyformer.fit.study import Study
-from anyformer.passes.reparameterize import reparameterize
 
-FINAL_LATENCY_SECONDS = 1.5
-UNSEEN = 20  # images that the export is compared on
-BATCH = 64
-INT8 = "model.int8.onnx"
+MEASURED = ("latency_ms", "params", "macs", "size_bytes", "precision")
 
 
-class Finisher:
-    """Chooses the winner of a study, exports it, reads the test part once, and writes the folder."""
+class Finisher(ABC):
+    """Chooses the winner of a study, exports it, reads the test part once, and writes the folder.
+
+    What depends on the kind of data is left to the methods of a subclass.
+    """
+
+    measured: tuple[str, ...] = MEASURED
+    """The costs that the report tells of each candidate."""
 
     def __init__(
         self,
         folder: Path,
-        data: Data,
+        data: Any,
         budget: Budget,
         costs: dict[str, Costs],
         study: Study,
@@ -53,63 +45,70 @@ class Finisher:
         source: str,
         clock: Clock,
     ) -> None:
-        self.folder, self.data, self.budget, self.costs = folder, data, budget, costs
+        self.folder, self.material, self.budget, self.costs = folder, data, budget, costs
         self.study, self.memory, self.source, self.clock = study, memory, source, clock
         self.runtime: str = memory.asked["runtime"]
+
+    @abstractmethod
+    def validated(self, model: Model) -> dict[str, Any]:
+        """What a model reaches on the validation part: its ``score``, an ``interval`` and ``n``, at least."""
+
+    @abstractmethod
+    def export(self, model: Model, costs: Costs) -> tuple[dict[str, bytes], dict[str, Any], Costs, Any]:
+        """Make a model ready for use.
+
+        Returns:
+            Files for the folder, what the report says of them, the costs measured again, and the model as it is used.
+        """
+
+    @abstractmethod
+    def told(self, used: Any, *, interrupted: bool) -> dict[str, Any]:
+        """What the report says of data and winner: ``test``, ``split``, ``baseline``, ``data`` and the like.
+
+        Args:
+            used: the winner as it is used.
+            interrupted: read the validation part, not the test part.
+        """
+
+    @abstractmethod
+    def page(self, report: dict[str, Any]) -> None:
+        """Write ``report.html``."""
+
+    def quality(self, score: float) -> float:
+        """A score turned so that more is better."""
+        return score
 
     def write(self, *, interrupted: bool) -> dict[str, Any]:
         """Write everything; an interrupted run leaves the test part unread, as it may go on."""
         standing = self.study.standing()
-        summaries = {name: self._validated(name) for name in standing}
+        summaries = {name: self.validated(self.study.model(name)) for name in standing}
         scores = {name: found["score"] for name, found in summaries.items()}
-        winner, export, measured, run = self._winner(sorted(standing, key=lambda name: -standing[name]))
+        winner, export, measured, used = self._winner(sorted(standing, key=lambda name: -standing[name]))
         self.clock.say("Writing the report")
-        found = self._score(run, self.data.split.validation if interrupted else self.data.split.test)
-        data, asked = self.data, self.memory.asked
+        asked = self.memory.asked
         report: dict[str, Any] = {
             "format": 2,
             "model": winner,
-            "system": data.candidates[winner].system,
+            "system": self.material.candidates[winner].system,
             "runtime": RUNTIMES[self.runtime],
-            "kind": data.aim.kind,
-            "metric": data.aim.metric,
             "finished": not interrupted,
             "interrupted": interrupted,
             "stopped_by_clock": self.study.stopped_by_clock,
-            "test": None if interrupted else found.score,
             "validation": summaries[winner],
-            "split": {
-                "train": len(data.split.train),
-                "validation": len(data.split.validation),
-                "test": len(data.split.test),
-                "seed": asked["seed"],
-                "digest": data.split.digest(),
-            },
             "budget": {
                 "asked": self.budget.text,
                 "limits": [
-                    {"quantity": x.quantity, "most": x.most, "unit": BASE[x.quantity]} for x in self.budget.limits
+                    {"quantity": x.quantity, "least" if x.least else "most": x.bound, "unit": BASE[x.quantity]}
+                    for x in self.budget.limits
                 ],
-                "measured": {key: getattr(measured, key) for key in _MEASURED},
+                "measured": {key: getattr(measured, key) for key in self.measured},
                 "met": not self.budget.exceeded(measured),
             },
-            "baseline": None if interrupted else baseline(data),
             "candidates": self._candidates(winner, scores),
-            "confusion": found.confusion,
-            "columns": found.columns,
-            "mistakes": [{key: getattr(mistake, key) for key in _MISTAKE} for mistake in found.mistakes],
             "export": export,
+            **self.told(used, interrupted=interrupted),
             "distillation": self._distillation(),
-            "data": {
-                "source": self.source,
-                "images": len(data.pictures),
-                "classes": list(data.pictures.classes),
-                "channels": data.pictures.channels,
-                "size": data.pictures.size,
-                "digest": asked["data"],
-                "notes": imbalance(data.pictures.notes, data.aim),
-            },
-            "environment": {**_environment(), "device": self.data.device or "cpu"},
+            "environment": {**_environment(), "device": self.material.device or "cpu"},
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "minutes": asked["minutes"],
             "seed": asked["seed"],
@@ -117,59 +116,37 @@ class Finisher:
             "seconds": round(self.clock.seconds, 1),
         }
         draw_front(report, self.folder / "front.png")
-        write_report(report, found.mistakes, self.folder)
+        self.page(report)
         report["seconds"] = round(self.clock.seconds, 1)
         self.memory.save(self.clock.seconds)
         write_atomic(self.folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
         return report
 
-    def _winner(self, ranked: list[str]) -> tuple[str, dict[str, Any], Costs, Run]:
+    def _winner(self, ranked: list[str]) -> tuple[str, dict[str, Any], Costs, Any]:
         """The best candidate that keeps the budget when it is measured again, written into the folder."""
         for name in ranked:
             self.clock.say(f"Exporting {name}")
             model = self.study.model(name)
-            file, export, measured, run = self._export(model, self.costs[name])
+            files, export, measured, used = self.export(model, self.costs[name])
             if not self.budget.exceeded(measured) or name == ranked[-1]:
                 break
-        model.data_config = {**self.data.config, "runtime": self.runtime, "file": file}
-        save_pretrained(model, self.folder, extra={file: (self.folder / file).read_bytes()})
-        return name, export, measured, run
-
-    def _export(self, model: Model, costs: Costs) -> tuple[str, dict[str, Any], Costs, Run]:
-        """Export a model in the precision that its costs are of, and measure that in the runtime asked for."""
-        images, _ = self.data.part(self.data.split.validation[:UNSEEN])
-        path = self.folder / "model.onnx"
-        for stale in (path, self.folder / INT8):
-            stale.unlink(missing_ok=True)
-        report = export_onnx(model, self.data.example(), path, unseen=normalize(images[:], self.data.config))
-        export: dict[str, Any] = {"max_error": report.max_error, "inputs": report.checked, "int8": None}
-        if costs.precision == "int8":
-            chosen, _ = self.data.part(self.data.split.train[:CALIBRATION])
-            quantize_onnx(path, self.folder / INT8, normalize(chosen[:], self.data.config))
-            before = self._score(open_file(path, self.runtime), self.data.split.validation).score
-            path.unlink()
-            path = self.folder / INT8
-        run = as_function(reparameterize(model)) if self.runtime == "eager" else open_file(path, self.runtime)
-        if costs.precision == "int8":
-            after = self._score(run, self.data.split.validation).score
-            export["int8"] = {"before": before["score"], "after": after["score"], "inputs": after["n"]}
-        timed = time_model(run, self.data.example(), FINAL_LATENCY_SECONDS)
-        return path.name, export, replace(costs, latency_ms=timed, size_bytes=path.stat().st_size), run
-
-    def _validated(self, name: str) -> dict[str, Any]:
-        """The score of a candidate's best weights on the validation part."""
-        outputs, targets = self.study.validated(self.study.model(name))
-        return summary(self.data.aim, outputs, targets)
-
-    def _score(self, run: Run, indices: Tensor) -> Scored:
-        """The model in its runtime on a part."""
-        images, targets = self.data.part(indices)
-        outputs = [run(normalize(part, self.data.config).numpy()) for part in images.split(BATCH)]
-        return scored(self.data.aim, torch.from_numpy(np.concatenate(outputs)), targets, self.data.pictures, indices)
+        model.data_config = {
+            **model.data_config,
+            "runtime": self.runtime,
+            **({"file": next(iter(files))} if files else {}),
+        }
+        save_pretrained(model, self.folder, extra=files)
+        return name, export, measured, used
 
     def _candidates(self, winner: str, scores: dict[str, float]) -> list[dict[str, Any]]:
         trained = [name for name in self.costs if name in scores]
-        front = dict(zip(trained, on_front([(self.costs[n].of("latency"), scores[n]) for n in trained]), strict=True))
+        front = dict(
+            zip(
+                trained,
+                on_front([(self.costs[n].of("latency"), self.quality(scores[n])) for n in trained]),
+                strict=True,
+            )
+        )
         last = max(self.study.reached.values(), default=0)
 
         def status(name: str) -> str:
@@ -186,13 +163,9 @@ class Finisher:
         return [
             {
                 "name": name,
-                "system": self.data.candidates[name].system,
+                "system": self.material.candidates[name].system,
                 "score": scores.get(name),
-                "latency_ms": cost.latency_ms,
-                "params": cost.params,
-                "macs": cost.macs,
-                "size_bytes": cost.size_bytes,
-                "precision": cost.precision,
+                **{key: getattr(cost, key) for key in self.measured},
                 "steps": self.study.trainers[name].step if name in self.study.trainers else 0,
                 "on_front": front.get(name, False),
                 "status": status(name),
@@ -214,20 +187,16 @@ class Finisher:
         trainer = self.study.trainers.get(name)
         if trainer is None or trainer.best is None:
             return {"teacher": None, "reason": f"{name} was not trained in time"}
-        return {"teacher": name, **self._validated(name)}
+        return {"teacher": name, **self.validated(self.study.model(name))}
 
     def _start(self, name: str) -> str:
         """What a candidate's weights were before training."""
-        if self.data.weights is None:
+        if self.material.weights is None:
             return "fresh"
-        origin = self.data.origins.get(name)
+        origin = self.material.origins.get(name)
         if origin is None:
             return "not started"
         return f"pretrained, {origin['from']}" if origin["pretrained"] else f"fresh: {origin['reason']}"
-
-
-_MISTAKE = ("file", "label", "predicted", "score")
-_MEASURED = ("latency_ms", "params", "macs", "size_bytes", "precision")
 
 
 def _environment() -> dict[str, Any]:

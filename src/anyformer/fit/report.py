@@ -56,12 +56,43 @@ def write_report(report: dict[str, Any], mistakes: list[Mistake], folder: Path) 
         UsageError: jinja2, matplotlib or Pillow is not installed.
         AnyformerError: the file cannot be written.
     """
+    worst = sorted(mistakes, key=lambda mistake: -mistake.score)[:MOST_MISTAKES]
+    _write_page(
+        "report.html",
+        report,
+        folder,
+        confusion=report["confusion"] and confusion(report["confusion"]["classes"], report["confusion"]["matrix"]),
+        mistakes=[(mistake, _uri(_png(mistake.image)), min(mistake.image.shape[1:])) for mistake in worst],
+    )
+
+
+def write_language_report(report: dict[str, Any], folder: Path) -> None:
+    """Write ``report.html`` of a language model into a folder; the text of samples is foreign text, too.
+
+    Args:
+        report: What ``report.json`` holds.
+        folder: Where the page goes.
+
+    Raises:
+        As :func:`write_report`.
+    """
+    _write_page("language.html", report, folder)
+
+
+def _write_page(template: str, report: dict[str, Any], folder: Path, **more: Any) -> None:
     try:
-        from jinja2 import Environment, StrictUndefined
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
     except ImportError:
         raise UsageError('the page needs jinja2: pip install "anyformer[fit]"') from None
 
-    environment: Any = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment: Any = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.getitem = operator.getitem  # jinja's own turns a missing key into nothing, to be told of later or never
     environment.filters |= {
         "digits": digits,
@@ -71,16 +102,20 @@ def write_report(report: dict[str, Any], mistakes: list[Mistake], folder: Path) 
         "cell": _cell,
         "title_case": _title_case,
     }
-    template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
-    worst = sorted(mistakes, key=lambda mistake: -mistake.score)[:MOST_MISTAKES]
-    page = template.render(
+    part = "test" if report["test"] else "validation"
+    page = environment.get_template(template).render(
         report=report,
-        part="test" if report["test"] else "validation",
-        candidates=sorted(report["candidates"], key=_rank),
+        part=part,
+        result=report[part],
+        budget=report["budget"],
+        measured=report["budget"]["measured"],
+        latency=report["budget"]["measured"]["latency_ms"],
+        baseline=report["baseline"],
+        candidates=sorted(report["candidates"], key=lambda row: _rank(row, report["kind"])),
         starts=any(row["start"] != "fresh" for row in report["candidates"]),
-        confusion=report["confusion"] and confusion(report["confusion"]["classes"], report["confusion"]["matrix"]),
-        mistakes=[(mistake, _uri(_png(mistake.image)), min(mistake.image.shape[1:])) for mistake in worst],
         front={name: _uri(front_png(report, theme)) for name, theme in (("light", LIGHT), ("dark", DARK))},
+        name=lambda text: Markup("<bdi>{}</bdi>").format(text),
+        **more,
     )
     write_atomic(folder / "report.html", page.encode("utf-8", "backslashreplace"))  # an argument may be no UTF-8
 
@@ -125,9 +160,10 @@ def confusion(classes: list[str], matrix: list[list[int]]) -> dict[str, Any]:
     }
 
 
-def _rank(row: dict[str, Any]) -> tuple[bool, float]:
+def _rank(row: dict[str, Any], kind: str) -> tuple[bool, float]:
     """The winner first, then by score, those without one last."""
-    return row["status"] != "winner", math.inf if row["score"] is None else -row["score"]
+    better = 1 if kind == "language" else -1  # of bits, fewer are
+    return row["status"] != "winner", math.inf if row["score"] is None else better * row["score"]
 
 
 def _score(value: float, n: int, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""``fit``: from a user's pictures and a budget to a trained, exported, checked model in one folder."""
+"""``fit``: from a user's data and a budget to a trained, exported, checked model in one folder."""
 
 import hashlib
 import json
@@ -13,19 +13,17 @@ from typing import Any
 from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.core.model import Model
 from anyformer.core.store import from_pretrained
-from anyformer.data.images import load
-from anyformer.data.targets import Kind
 from anyformer.fit import measuring
 from anyformer.fit.budget import Budget, parse_budget
 from anyformer.fit.clock import Clock, Notify
-from anyformer.fit.material import Data
+from anyformer.fit.material import Material
 from anyformer.fit.memory import RunMemory
-from anyformer.fit.outcome import Finisher
 from anyformer.fit.plan import lessons, reserve, rungs
 from anyformer.fit.pretrained import Weights
 from anyformer.fit.runtimes import check_runtime
 from anyformer.fit.shared import Shared
 from anyformer.fit.study import Study
+from anyformer.fit.subjects import Subject, subject_of
 from anyformer.fit.teaching import pick_teacher
 from anyformer.ops import kernels
 from anyformer.train.files import locked
@@ -54,6 +52,7 @@ class Request:
     """What is asked of a fit, checked; see :func:`fit`."""
 
     data: str
+    subject: Subject
     folder: Path
     budget: Budget
     minutes: float
@@ -65,19 +64,16 @@ class Request:
     weights: Weights | None
     distill: bool
     device: str | None
-    kind: Kind | None
+    kind: str | None
     files: str | None
     target: tuple[str, ...]
 
-    def read(self) -> tuple[Data, dict[str, Any]]:
+    def read(self) -> tuple[Material, dict[str, Any]]:
         """The data with its candidates, and all that must be equal for a run to go on, as JSON values."""
-        pictures = load(self.data, self.size, kind=self.kind, files=self.files, target=self.target)
-        data = Data.of(pictures, self.seed, self.weights, self.device)
-        if self.distill and data.aim.kind != "classes":
-            raise UsageError(f"distillation teaches classes; {self.data} is {data.aim.kind}: leave --distill out")
-        measuring.choose(data, self.trials)
+        data, digest = self.subject.read(self)
+        data.choose(self.trials)
         asked = {
-            "data": pictures.digest(),
+            "data": digest,
             "budget": [str(limit) for limit in self.budget.limits],
             "minutes": self.minutes,
             "seed": self.seed,
@@ -87,6 +83,7 @@ class Request:
             "weights": self.weights.source if self.weights else None,
             "distill": self.distill,
             "device": self.device,
+            **self.subject.also_asked,
         }
         return data, asked
 
@@ -101,11 +98,11 @@ def request(
     trials: int = 6,
     size: int | None = None,
     bf16: bool = False,
-    runtime: str = "onnx",
+    runtime: str | None = None,
     weights: str | Path | None = None,
     distill: bool = False,
     device: str | None = None,
-    kind: Kind | None = None,
+    kind: str | None = None,
     files: str | None = None,
     target: Sequence[str] = (),
 ) -> Request:
@@ -115,8 +112,22 @@ def request(
         raise UsageError(f"minutes and trials must be positive, got minutes={minutes:g} and trials={trials}")
     if device is not None:
         pick_device(device)
+    if runtime is not None:
+        check_runtime(runtime)
+    subject = subject_of(str(data), kind)
+    limits.check(subject.quantities, subject.what)
+    given = {
+        "--size": size is not None,
+        "--runtime": runtime is not None and runtime != subject.runtime,
+        "--weights": weights is not None,
+        "--distill": distill,
+        "--files": files is not None,
+        "--target": bool(target),
+    }
+    subject.check([name for name, there in given.items() if there])
     return Request(
         data=str(data),
+        subject=subject,
         folder=Path(out) if out is not None else Path(f"anyformer-{Path(data).name}"),
         budget=limits,
         minutes=minutes,
@@ -124,7 +135,7 @@ def request(
         trials=trials,
         size=size,
         bf16=bf16,
-        runtime=check_runtime(runtime),
+        runtime=check_runtime(runtime or subject.runtime),
         weights=None if weights is None else Weights(str(weights)),
         distill=distill,
         device=device,
@@ -144,17 +155,17 @@ def fit(
     trials: int = 6,
     size: int | None = None,
     bf16: bool = False,
-    runtime: str = "onnx",
+    runtime: str | None = None,
     weights: str | Path | None = None,
     distill: bool = False,
     device: str | None = None,
-    kind: Kind | None = None,
+    kind: str | None = None,
     files: str | None = None,
     target: Sequence[str] = (),
     storage: str | None = None,
     notify: Notify = _silent,
 ) -> Fitted:
-    """Train, choose, export and check a model of pictures.
+    """Train, choose, export and check a model of pictures or of text.
 
     The data are split once into training, validation and test parts. Candidates of several systems are measured here
     against the budget; those within it are trained by successive halving, compared on the validation part; the winner
@@ -163,19 +174,24 @@ def fit(
 
     Args:
         data: a folder with one sub-folder a class, or with folders train and test of such; a table of files and targets
-            (.csv, .tsv, .parquet); a .npz archive; or a built-in set, "digits" or "glyphs".
-        budget: limits such as ``"latency<=2ms, params<=1M"``; none when empty.
+            (.csv, .tsv, .parquet); a .npz archive; or a built-in set, "digits" or "glyphs". Or texts: a file, a folder of
+            files, "stdlib", of which a language model learns what comes next; or a folder with one sub-folder of text
+            files a class.
+        budget: limits such as ``"latency<=2ms, params<=1M"``, of language models ``"tokens_per_second>=500, state<=2MB,
+            context>=1024"``; none when empty.
         minutes: wall clock for everything.
         out: the folder to write, ``anyformer-<data>`` when absent.
         seed: of the split, the weights, the order of the pictures and their augmentation.
-        trials: how many candidates are measured.
+        trials: how many candidates are measured, of text: how many within the budget are looked for.
         size: side that pictures are brought to; chosen from the data when absent.
         bf16: train under bfloat16 autocast.
-        runtime: what latency is measured in and predictions run in: "onnx", "openvino" or "eager".
+        runtime: what latency is measured in and predictions run in: "onnx", which is what models of pictures have when
+            absent, "openvino", or "eager", the one of models of text.
         weights: pretrained weights to start from where there are some, a folder or ``hub:owner/repository``.
         distill: train the largest candidate beyond the budget first, and let it teach the finalists.
         device: where training computes: "cpu", "cuda", ..., or "auto"; the CPU when absent.
-        kind: of target: "classes", "multilabel" or "regression"; found from the data when absent.
+        kind: of target: "classes", "multilabel" or "regression", or "language" for what comes next in a text; found from
+            the data when absent.
         files: of a table, the column of picture files; found from its name when absent.
         target: of a table, the columns of targets; found from their names when empty.
         storage: a database through which :func:`work` in other processes shares the training, as an SQLAlchemy URL;
@@ -217,8 +233,8 @@ def fit(
         if finished is not None:
             return Fitted(folder, finished)
         clock = Clock(memory.seconds, asking.minutes, notify)
-        costs = measuring.measure(folder, material, asking.runtime, clock)
-        costs = measuring.in_int8(folder, material, asking.runtime, clock, costs, asking.budget)
+        costs = measuring.measure(folder, material, asking.runtime, clock, asking.budget, asking.trials)
+        costs = material.reduced(folder, asking.runtime, clock, costs, asking.budget)
         within = measuring.within(costs, asking.budget)
         teacher = pick_teacher(costs, asking.budget, asking.minutes) if asking.distill else None
         ladder = rungs(len(within), asking.minutes, costs, epoch=material.epoch, taught=teacher is not None)
@@ -234,7 +250,7 @@ def fit(
             None if teacher is None else (teacher, costs[teacher], lessons(asking.minutes, costs, teacher)),
         )
         held.callback(study.close)
-        finisher = Finisher(folder, material, asking.budget, costs, study, memory, asking.data, clock)
+        finisher = asking.subject.finisher(folder, material, asking.budget, costs, study, memory, asking.data, clock)
         try:
             if storage is not None:
                 deadline = time.time() + clock.total - reserve(costs) - clock.seconds
@@ -303,8 +319,8 @@ def dry_run(data: str | Path, *, notify: Notify = _silent, **options: Any) -> me
     material, _ = asking.read()
     with locked(asking.folder), kernels.force("mkl"):
         clock = Clock(0.0, asking.minutes, notify)
-        costs = measuring.measure(asking.folder, material, asking.runtime, clock)
-        costs = measuring.in_int8(asking.folder, material, asking.runtime, clock, costs, asking.budget)
+        costs = measuring.measure(asking.folder, material, asking.runtime, clock, asking.budget, asking.trials)
+        costs = material.reduced(asking.folder, asking.runtime, clock, costs, asking.budget)
         shutil.rmtree(asking.folder / "work", ignore_errors=True)
     return measuring.DryRun(asking.folder, asking.runtime, measuring.rows(material, costs, asking.budget))
 

@@ -1,36 +1,29 @@
 """The training of the candidates, rung by rung."""
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anyformer.core import serial
 from anyformer.core.errors import UsageError
 from anyformer.core.model import Model
-from anyformer.fit.aims import Learning
 from anyformer.fit.clock import Clock
 from anyformer.fit.costs import Costs
-from anyformer.fit.material import Data
+from anyformer.fit.material import Material
 from anyformer.fit.memory import RunMemory
 from anyformer.fit.plan import Rung, steps
-from anyformer.fit.teaching import Teaching
 from anyformer.train.checkpoint import Checkpoints
 from anyformer.train.log import Log
-from anyformer.train.loop import Objective, Role, Trainer
+from anyformer.train.loop import Role, Trainer
 from anyformer.train.schedule import WarmupCosine, adamw
 
 AMID = 2.0  # more than any two scores of a kind differ by, where it matters
 WARMUP = 0.1  # of the steps of a rung
-LOSS_WEIGHT = 0.1  # on few pictures the loss tells good models apart better than their accuracies, which hardly differ
-LOSS_PICTURES = 5.0  # over the number of validation pictures, is added to that: one picture more or less is chance
 SAVE_STEPS = 200  # between checkpoints
-VALIDATED = 5000  # validation pictures that are looked at, at most, evenly spread
 LOOK_SHARE = 0.05  # of a rung that evaluations may take
 PASSES = 3  # a training step is worth so many passes forward
 
@@ -69,7 +62,7 @@ class Study:
     def __init__(
         self,
         folder: Path,
-        data: Data,
+        data: Material,
         costs: Mapping[str, Costs],
         ladder: Sequence[Rung],
         memory: RunMemory,
@@ -86,8 +79,6 @@ class Study:
         self.reached: dict[str, int] = {}
         self.stopped_by_clock = False
         self._held: dict[str, ExitStack] = {}
-        part = data.split.validation
-        self._validation = part[:: -(-len(part) // VALIDATED)]
 
     def run(self, reserve: float = 0.0) -> None:
         """Train all rungs, or until ``reserve`` seconds are left of the clock.
@@ -171,10 +162,6 @@ class Study:
         model.load_state_dict(best.weights["student"])
         return model.eval()
 
-    def validated(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """A model's outputs for the validation part, or many of it, and the targets there."""
-        return self.data.outputs_of(model, self._validation), self.data.pictures.labels[self._validation]
-
     def release(self, name: str) -> None:
         """Let go of a candidate, so that another process may train it."""
         self.trainers.pop(name, None)
@@ -214,7 +201,7 @@ class Study:
 
     def _looks(self, count: int) -> int:
         """Evaluations in the first rung: two, or one where they would take too much of its time."""
-        evaluation = len(self._validation) / (PASSES * self.data.batch)  # in training steps
+        evaluation = self.data.looked_at / (PASSES * self.data.batch)  # in training steps
         return 2 if 2 * evaluation <= LOOK_SHARE * count else 1
 
     def _trainer(self, name: str) -> Trainer:
@@ -231,9 +218,9 @@ class Study:
             "start": self.data.origins.get(name),
             "teacher": self.teacher and self.teacher[0],
         }
-        objective: Objective = Learning(self.data.aim)
+        objective = self.data.objective()
         if self.teacher is not None and not self._teaches(name):
-            objective = Teaching(self.data.aim, bounds[-2] if len(bounds) > 1 else 0, self._taught)
+            objective = self.data.taught(bounds[-2] if len(bounds) > 1 else 0, self._taught)
         with ExitStack() as held:
             store = held.enter_context(Checkpoints(self.folder / "work" / name, config))
             (self.folder / "logs").mkdir(exist_ok=True)
@@ -255,16 +242,10 @@ class Study:
         return trainer
 
     def _evaluate(self, models: Mapping[str, nn.Module], *, annealed: bool) -> float:
-        """The score on the validation part, less a share of the loss there: a tenth, and more where few pictures tell.
+        """The score on the validation part.
 
         Weights amid a rung, at a high learning rate, stand below all that ended one: the best of many such looks would be
         the luckiest.
         """
-        outputs, targets = self.validated(models["student"])
-        aim = self.data.aim
-        with torch.no_grad():
-            loss = aim.loss(outputs, targets).item()
-        # Early on, where all accuracies are chance, the loss alone tells who has begun to learn.
-        weight = LOSS_WEIGHT + LOSS_PICTURES / len(targets)
-        score = aim.score(outputs, targets) - weight * (loss if loss < 1 else 1 + math.log(loss))
+        score = self.data.score(models["student"])
         return score if annealed else score - AMID

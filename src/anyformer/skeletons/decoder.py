@@ -35,6 +35,7 @@ class Decoder(Model, name="decoder"):
     """Embed, a row of causal blocks, a norm, a head. Shapes: ``(batch, tokens) -> (batch, tokens, vocabulary)``.
 
     Raw input is token identifiers, or :class:`~anyformer.parts.embeds.token_table.Tokens` where rows have pads or are packed.
+    An embed whose vectors depend on the place has ``stream(raw, seen) -> (x, ctx)`` beside its forward.
     """
 
     class Config(core.Config):
@@ -129,7 +130,7 @@ class Decoder(Model, name="decoder"):
         """
         if state.owner != self.owner:
             raise core.UsageError("the state belongs to another model; begin with this model's init_state")
-        x, ctx = self.embed(raw)
+        x, ctx = self.embed.stream(raw, state.seen) if hasattr(self.embed, "stream") else self.embed(raw)
         if ctx.offsets is not None:
             raise core.UsageError("packed sequences do not stream; give them as rows with pads")
         tokens, counted = x.shape[1], x.shape[1]

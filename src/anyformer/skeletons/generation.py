@@ -171,18 +171,9 @@ def _request(
 ) -> _Request:
     if not hasattr(model, "stream"):
         raise UsageError(f"a {type(model).__name__} does not generate; give a decoder")
-    rows = _rows(ids, keep)
     if limit < 0:
         raise UsageError(f"max_new_tokens={limit}: give 0 or more")
-    vocabulary = model.config.vocabulary
-    for number, row in enumerate(rows):
-        if not row:
-            raise UsageError(f"the prompt of row {number} is empty; give at least one token, a line break for instance")
-        wrong = next((token for token in row if not 0 <= token < vocabulary), None)
-        if wrong is not None:
-            raise UsageError(
-                f"row {number} has the token {wrong}, the model knows 0 to {vocabulary - 1}; take the model's tokenizer"
-            )
+    rows = token_rows(ids, keep, model.config.vocabulary)
     seen = 0
     if state is not None:
         if any(len(tensor) != len(rows) for tensor in pytree.tree_leaves(state) if isinstance(tensor, Tensor)):
@@ -195,6 +186,29 @@ def _request(
             f"the prompt, or ask for at most {max(0, context - longest)}"
         )
     return _Request(rows, state, limit, Ending(stop, tokenizer))
+
+
+def token_rows(ids: Tensor | Rows, keep: Tensor | None, vocabulary: int, what: str = "prompt") -> list[list[int]]:
+    """The tokens of each row that count. Raises UsageError where a row has none, or one outside of the vocabulary."""
+    rows = _rows(ids, keep)
+    for number, row in enumerate(rows):
+        if not row:
+            raise UsageError(f"the {what} of row {number} is empty; give at least one token, a line break for instance")
+        wrong = next((token for token in row if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise UsageError(
+                f"row {number} has the token {wrong}, the model knows 0 to {vocabulary - 1}; take the model's tokenizer"
+            )
+    return rows
+
+
+def padded(rows: list[list[int]], device: torch.device) -> Tensor | Tokens:
+    """What a model reads of rows: identifiers, with pads behind those that are shorter than others."""
+    ids = _rectangle(rows, 0).to(device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    # Pads stand behind: whatever comes next then follows the row's own last token in every mixer's state.
+    keep = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+    return ids if bool(keep.all()) else Tokens(ids, keep)
 
 
 def _rows(ids: Tensor | Rows, keep: Tensor | None) -> list[list[int]]:
@@ -244,16 +258,10 @@ def _chooser(
 def _prefill(model: Any, request: _Request) -> tuple[Tensor, Any]:
     """The scores ``(rows, vocabulary)`` after the prompts, and the state there."""
     rows = request.rows
-    device = next(model.parameters()).device
-    ids = _rectangle(rows, 0).to(device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    # Pads stand behind: whatever comes next then follows the row's own last token in every mixer's state.
-    keep = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-    raw = ids if bool(keep.all()) else Tokens(ids, keep)
-    fresh = request.state is None
-    return _next(
-        model, raw, model.init_state(len(rows), ids.shape[1] + request.limit) if fresh else request.state.clone()
-    )
+    raw = padded(rows, next(model.parameters()).device)
+    if request.state is not None:
+        return _next(model, raw, request.state.clone())
+    return _next(model, raw, model.init_state(len(rows), max(map(len, rows)) + request.limit))
 
 
 def _next(model: Any, raw: Tensor | Tokens, state: Any) -> tuple[Tensor, Any]:

@@ -50,6 +50,25 @@ def nats(scores: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
+def bits_of_windows(model: nn.Module, rows: Tensor, batch: int) -> Tensor:
+    """What each token but the first of every window costs a model in bits, on average: ``(count, tokens)`` to ``(count,)``.
+
+    Args:
+        model: A decoder; it is left in evaluation mode.
+        rows: Windows, each read from nothing.
+        batch: Windows at a time.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for part in rows.split(batch):
+            scores = model(part[:, :-1].to(device)).float().flatten(0, 1)
+            losses = F.cross_entropy(scores, part[:, 1:].flatten().to(device), reduction="none")
+            found.append(losses.view(len(part), -1).double().mean(1).cpu())
+    return torch.cat(found) / math.log(2)
+
+
 def accuracy(scores: Tensor, targets: Tensor) -> float:
     """The share of scored tokens whose target has the largest score: ``(..., vocabulary)`` and ``(...)`` to [0, 1]."""
     scored = targets != IGNORED

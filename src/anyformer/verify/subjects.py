@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from anyformer.core import registry
 from anyformer.core.model import Model
 from anyformer.core.store import create_model
+from anyformer.skeletons.encoder_decoder import EncoderDecoder, Texts
 from anyformer.verify import oracles
 from anyformer.verify.filling import uniform
 from anyformer.verify.sensitivity import stages_and_scores
@@ -58,9 +59,29 @@ class Pictures:
         return stages_and_scores(model, raw)
 
 
+class _TwoTexts(Texts):
+    """A source and a target, with the answers of one tensor of whole numbers, which have no gradient."""
+
+    grad = None
+
+    def is_floating_point(self) -> bool:
+        """No."""
+        return False
+
+    def clone(self) -> "_TwoTexts":
+        """Itself: nothing is written into it."""
+        return self
+
+    def requires_grad_(self, wanted: bool) -> "_TwoTexts":
+        """Itself."""
+        return self
+
+
 @dataclass(frozen=True)
 class Text:
     """Token identifiers ``(batch, tokens)``; the oracle of a system is built by its module in ``verify/oracle_of``.
+
+    An encoder-decoder takes two texts: a source of so many tokens, and a target of twice as many.
 
     Attributes and methods are those of :class:`Pictures`.
     """
@@ -77,10 +98,15 @@ class Text:
         """Of any size."""
         return cast(Model, create_model(name))
 
-    def raw(self, name: str, label: str, batch: int, size: tuple[int, ...]) -> Tensor:
+    def raw(self, name: str, label: str, batch: int, size: tuple[int, ...]) -> Any:
         """Identifiers below the vocabulary."""
         vocabulary = registry.system_of(name).data_config(name)["vocabulary"]
-        return ((uniform(label, (batch, *size)).double() + 1) / 2 * vocabulary).long().clamp(0, vocabulary - 1)
+
+        def ids(label: str, tokens: int) -> Tensor:
+            return ((uniform(label, (batch, tokens)).double() + 1) / 2 * vocabulary).long().clamp(0, vocabulary - 1)
+
+        (tokens,) = size
+        return _TwoTexts(ids(label, tokens), ids(f"{label}, target", 2 * tokens)) if reads(name) else ids(label, tokens)
 
     def oracle(self, name: str, size: tuple[int, ...]) -> nn.Module:
         """The module's."""
@@ -100,6 +126,11 @@ class Text:
         return [*features[:-1], final, model.forward_head(final, context)]
 
 
+def reads(name: str) -> bool:
+    """Whether a model has a source to read beside what it says."""
+    return registry.system_of(name).pattern(name).part is EncoderDecoder
+
+
 def _oracle_module(name: str) -> Any:
     return importlib.import_module(f"anyformer.verify.oracle_of.{registry.system_of(name).paper.slug}")
 
@@ -115,9 +146,10 @@ def subject_of(name: str) -> Subject:
     return SUBJECTS[registry.system_of(name).field]
 
 
-def meta_raw(name: str, size: tuple[int, ...]) -> Tensor:
+def meta_raw(name: str, size: tuple[int, ...]) -> Tensor | Texts:
     """One input of a size without numbers."""
     with torch.device("meta"):
         if subject_of(name).differentiable:
             return torch.empty(1, 3, *size)
-        return torch.zeros(1, *size, dtype=torch.int64)
+        ids = torch.zeros(1, *size, dtype=torch.int64)
+        return Texts(ids, ids.repeat(1, 2)) if reads(name) else ids

@@ -1,4 +1,7 @@
-"""What must hold of every model of text when it runs: shown on its small models, on identifiers that need no data."""
+"""What must hold of every model of text when it runs: shown on its small models, on identifiers that need no data.
+
+Of an encoder-decoder the identifiers are the target. Each row has a source of its own, padded where rows stand together.
+"""
 
 import math
 import tempfile
@@ -12,11 +15,13 @@ from torch.nn import functional as F
 from anyformer.core import registry
 from anyformer.core.store import from_pretrained
 from anyformer.parts.embeds.token_table import Tokens
+from anyformer.skeletons.encoder_decoder import EncoderDecoder, Texts
 from anyformer.train.schedule import adamw
 
 TOKENS = 40
 CUTS = ((1,) * TOKENS, (7, 1, 20, 12), (TOKENS - 1, 1), (33, 7))  # lengths of the chunks of a stream
 LENGTHS = (11, 40, 1)  # of rows that are padded
+SOURCES = (9, 23, 1, 17)  # lengths of the sources of an encoder-decoder, row after row
 ROUNDING = 1e-10  # in float64, of the largest value
 LEARNT, STEPS = 0.1, 200  # the loss that shows that a row is known by heart, and steps to it at most
 
@@ -29,7 +34,7 @@ def scores(make: Make) -> list[str]:
     model = _exact(make)
     failures: list[str] = []
     for rows, tokens in ((3, TOKENS), (1, 1), (0, 5), (2, 0)):
-        given = model(_ids(model, rows, tokens))
+        given = model(_raw(model, _ids(model, rows, tokens)))
         if given.shape != (rows, tokens, model.spec.vocabulary) or not given.isfinite().all():
             failures.append(f"scores of {rows} rows of {tokens} tokens are {tuple(given.shape)}, or not finite")
     return failures
@@ -53,9 +58,9 @@ def rows(make: Make) -> list[str]:
     """What a row gives does not depend on the others in its batch, and twice gives the same bits."""
     model = _exact(make)
     ids = _ids(model, 4)
-    together = model(ids)
-    failures = [] if torch.equal(together, model(ids)) else ["two passes over one batch differ"]
-    alone = torch.cat([model(row) for row in ids.split(1)])
+    together = model(_raw(model, ids))
+    failures = [] if torch.equal(together, model(_raw(model, ids))) else ["two passes over one batch differ"]
+    alone = torch.cat([model(_raw(model, row, first=i)) for i, row in enumerate(ids.split(1))])
     return failures if _close(alone, together) else [*failures, "a row alone differs from the row in a batch"]
 
 
@@ -63,11 +68,11 @@ def causality(make: Make) -> list[str]:
     """Later tokens do not reach earlier scores, but by rounding: which tokens an expert gets decides its products' sizes."""
     model = _exact(make)
     ids = _ids(model, 2)
-    before, failures = model(ids), list[str]()
+    before, failures = model(_raw(model, ids)), list[str]()
     for token in range(TOKENS - 1):
         later = ids.clone()
         later[:, token + 1 :] = (later[:, token + 1 :] + 1 + token) % model.spec.vocabulary
-        if not _close(model(later)[:, : token + 1], before[:, : token + 1]):
+        if not _close(model(_raw(model, later))[:, : token + 1], before[:, : token + 1]):
             failures.append(f"tokens after {token} reach its scores")
     return failures
 
@@ -76,15 +81,15 @@ def streams(make: Make) -> list[str]:
     """Any cutting of the tokens gives what the whole gives, and a cloned state is a branch."""
     model, failures = _exact(make), list[str]()
     ids = _ids(model, 2)
-    whole = model(ids)
+    whole = model(_raw(model, ids))
     for cut in CUTS:
-        state, given = model.init_state(2, TOKENS), []
+        state, given = _state(model, 2, TOKENS), []
         for piece in ids.split(cut, dim=1):
             scores, state = model.stream(piece, state)
             given.append(scores)
         if not _close(torch.cat(given, dim=1), whole):
             failures.append(f"a stream in chunks of {cut[:4]}... differs from the whole")
-    _, state = model.stream(ids[:, :9], model.init_state(2, TOKENS))
+    _, state = model.stream(ids[:, :9], _state(model, 2, TOKENS))
     branch = state.clone()
     model.stream((ids[:, 9:12] + 1) % model.spec.vocabulary, state)
     if not _close(model.stream(ids[:, 9:], branch)[0], whole[:, 9:]):
@@ -97,18 +102,18 @@ def padding(make: Make) -> list[str]:
     model, failures = _exact(make), list[str]()
     rows = [_ids(model, 1, length, seed=length) for length in LENGTHS]
     more = _ids(model, len(rows), 3, seed=77)
-    alone = [model(torch.cat((row, more[i : i + 1]), 1)) for i, row in enumerate(rows)]
+    alone = [model(_raw(model, torch.cat((row, more[i : i + 1]), 1), first=i)) for i, row in enumerate(rows)]
     for left in (True, False):
         ids = _ids(model, len(rows), TOKENS, seed=5)
         keep = torch.zeros(len(rows), TOKENS, dtype=torch.bool)
         for i, row in enumerate(rows):
             place = slice(TOKENS - row.shape[1], TOKENS) if left else slice(0, row.shape[1])
             ids[i, place], keep[i, place] = row[0], True
-        given = model(Tokens(ids, keep))
+        given = model(_raw(model, ids, keep))
         side = "left" if left else "right"
         if not all(_close(given[i][keep[i]], alone[i][0, : row.shape[1]]) for i, row in enumerate(rows)):
             failures.append(f"pads at the {side} change the scores of what counts")
-        last, state = model.stream(Tokens(ids, keep), model.init_state(len(rows), TOKENS + 3), last=True)
+        last, state = model.stream(Tokens(ids, keep), _state(model, len(rows), TOKENS + 3), last=True)
         if not all(_close(last[i, 0], alone[i][0, row.shape[1] - 1]) for i, row in enumerate(rows)):
             failures.append(f"with pads at the {side} the last scores are not those of the last token that counts")
         if not all(_close(s, a[0, -3:]) for s, a in zip(model.stream(more, state)[0], alone, strict=True)):
@@ -134,7 +139,7 @@ def saving(make: Make) -> list[str]:
         again: Any = from_pretrained(folder)
     ids = _ids(model, 2)
     with torch.no_grad():
-        same = again.spec == model.spec and torch.equal(again(ids), model(ids))
+        same = again.spec == model.spec and torch.equal(again(_raw(again, ids)), model(_raw(model, ids)))
     return [] if same else ["what is loaded is not what was saved"]
 
 
@@ -157,7 +162,7 @@ def learning(make: Make) -> list[str]:
 
 
 def _loss(model: Any, ids: Tensor) -> Tensor:
-    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    return F.cross_entropy(model(_raw(model, ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten())
 
 
 def _exact(make: Make) -> Any:
@@ -171,6 +176,30 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def _ids(model: Any, rows: int, tokens: int = TOKENS, seed: int = 0) -> Tensor:
     return torch.randint(model.spec.vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def _raw(model: Any, ids: Tensor, keep: Tensor | None = None, first: int = 0) -> Tensor | Tokens | Texts:
+    """What the model takes for these texts, the rows from the ``first`` on."""
+    if isinstance(model, EncoderDecoder):
+        source, source_keep, _ = _source(model, len(ids), first)
+        return Texts(source, ids, source_keep, keep)
+    return ids if keep is None else Tokens(ids, keep)
+
+
+def _state(model: Any, rows: int, capacity: int) -> Any:
+    """Where the stream of so many texts begins."""
+    if isinstance(model, EncoderDecoder):
+        return model.init_state(rows, capacity, model.encode(_source(model, rows, 0)))
+    return model.init_state(rows, capacity)
+
+
+def _source(model: Any, rows: int, first: int) -> Tokens:
+    """The sources of rows, as long as the longest of these."""
+    lengths = torch.tensor([SOURCES[row % len(SOURCES)] for row in range(first, first + rows)], dtype=torch.int64)
+    longest = int(lengths.max()) if rows else 1
+    ids = [_ids(model, 1, max(SOURCES), seed=1000 + row)[:, :longest] for row in range(first, first + rows)]
+    whole = torch.cat(ids) if rows else _ids(model, 0, longest)
+    return Tokens(whole, torch.arange(longest) < lengths[:, None])
 
 
 CHECKS: dict[str, Callable[[Make], list[str]]] = {

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from anyformer.core.errors import UsageError
@@ -40,7 +42,10 @@ def test_reads_what_people_write(text: str, limits: tuple[Limit, ...]) -> None:
         ("params<=1ms", "needs a unit"),
         ("latency<=0ms", "leaves nothing"),
         ("latency<=1ms, latency<=2ms", "stands twice"),
-        ("latency>=1ms", "cannot read"),
+        ("latency>=1ms", "of latency less is better; write latency<=1ms"),
+        ("tokens_per_second<=5k", "more is better; write tokens_per_second>=5k"),
+        ("state<=2", "needs a unit of b, kb"),
+        ("context=8", "cannot read"),
     ],
 )
 def test_says_what_it_cannot_read(text: str, says: str) -> None:
@@ -60,4 +65,19 @@ def test_a_limit_is_kept_up_to_its_very_value() -> None:
 )
 def test_readable_costs_read_back(quantity: str, value: float, text: str) -> None:
     assert readable(quantity, value) == text
-    assert parse_budget(f"{quantity}<={text}").limits[0].most == pytest.approx(value, rel=0.01)
+    assert parse_budget(f"{quantity}<={text}").limits[0].bound == pytest.approx(value, rel=0.01)
+
+
+def test_limits_of_text_hold_from_below_where_more_is_better() -> None:
+    costs = replace(COSTS, state_bytes=2_000_000, context=1024)
+    assert parse_budget("tokens_per_second>=500, state<=2MB, context>=1024, params<=1e6").exceeded(costs) == ()
+    broken = parse_budget("tokens_per_second>=501, state<=1.9MB, context>=1025").exceeded(costs)
+    assert [limit.quantity for limit in broken] == ["tokens_per_second", "state", "context"]
+    assert [limit.excess(costs.of(limit.quantity)) > 1 for limit in broken] == [True] * 3
+    assert str(broken[0]) == "tokens_per_second>=501"
+    assert not parse_budget("context>=1000000").exceeded(replace(costs, context=None))
+
+
+def test_a_limit_of_other_data_is_refused() -> None:
+    with pytest.raises(UsageError, match="latency means nothing for language models; their limits are state, context"):
+        parse_budget("latency<=1ms").check(("state", "context"), "language models")

@@ -13,8 +13,7 @@ from anyformer.core.errors import AnyformerError, UsageError
 from anyformer.core.model import Model
 from anyformer.data.images import load
 from anyformer.fit.candidates import Candidate, candidates
-from anyformer.fit.material import FINE_TUNING, LEARNING_RATE, NORMED_RATE, Data
-from anyformer.fit.measuring import choose
+from anyformer.fit.picture_material import FINE_TUNING, LEARNING_RATE, NORMED_RATE, PictureMaterial
 from anyformer.fit.pretrained import Weights
 
 OPTIONS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}
@@ -58,8 +57,8 @@ def test_a_file_in_the_names_of_timm_is_read_whatever_its_classes(source, tmp_pa
 
 def test_what_is_missing_or_damaged_starts_fresh_and_is_told(tmp_path):
     (tmp_path / "convnext_micro.safetensors").write_bytes(b"nothing")
-    data = Data.of(load("digits"), 0, Weights(str(tmp_path)))
-    choose(data, 3)
+    data = PictureMaterial.of(load("digits"), 0, Weights(str(tmp_path)))
+    data.choose(3)
     assert next(iter(data.candidates)) == "convnext_micro"
     other = list(data.candidates)[1]
     for name in ("convnext_micro", other):
@@ -72,8 +71,8 @@ def test_what_is_missing_or_damaged_starts_fresh_and_is_told(tmp_path):
 
 def test_a_candidate_with_weights_says_where_from_and_learns_more_slowly(source, tmp_path):
     source.save_pretrained(tmp_path / "convnext_micro")
-    data = Data.of(load("digits"), 0, Weights(str(tmp_path)))
-    choose(data, 2)
+    data = PictureMaterial.of(load("digits"), 0, Weights(str(tmp_path)))
+    data.choose(2)
     again = [data.start("convnext_micro", 0) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in again), strict=True))
     assert data.origins["convnext_micro"]["pretrained"]
@@ -82,7 +81,7 @@ def test_a_candidate_with_weights_says_where_from_and_learns_more_slowly(source,
 
 
 def test_networks_with_batch_norms_learn_at_a_higher_rate():
-    data = Data.of(load("digits"), 0)
+    data = PictureMaterial.of(load("digits"), 0)
     for name in ("convnext_micro", "fastvit_micro"):
         data.candidates[name] = Candidate(name, name.split("_")[0], OPTIONS)
     rates = [data.learning_rate(name, data.start(name, 0)) for name in data.candidates]

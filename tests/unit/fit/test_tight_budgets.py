@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from anyformer.core.errors import UsageError
-from anyformer.fit import measuring
 from anyformer.fit.budget import parse_budget
 from anyformer.fit.costs import Costs
-from anyformer.fit.measuring import in_int8
+from anyformer.fit.int8 import in_int8
 from anyformer.fit.predict import predict
 from anyformer.fit.run import dry_run, fit
 from anyformer.fit.runtimes import check_runtime
@@ -100,10 +99,10 @@ def test_int8_cannot_help_where_it_is_not_latency_or_size(data: Path, tmp_path: 
 
 def data_of(path: Path):
     from anyformer.data.images import load
-    from anyformer.fit.material import Data
+    from anyformer.fit.picture_material import PictureMaterial
 
-    found = Data.of(load(path), 0)
-    measuring.choose(found, 1)
+    found = PictureMaterial.of(load(path), 0)
+    found.choose(1)
     return found
 
 

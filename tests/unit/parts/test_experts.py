@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from anyformer import core
 from anyformer.core.pattern import parse_part
+from anyformer.parts.routers.top_k import Routing
 
 from .build_part import build, config, random
 
@@ -73,6 +74,53 @@ def test_no_expert_sees_more_than_its_tokens():
     part(random(3, 4, DIM), core.Context())
     assert sum(shape[0] for shape in rows) == 3 * 4 * 2
     assert all(shape[1:] == (DIM,) for shape in rows)
+
+
+class Given(torch.nn.Module):
+    """A router that says what it is told."""
+
+    def __init__(self, experts):
+        super().__init__()
+        self.experts = torch.tensor(experts)
+
+    def forward(self, x, ctx):
+        return Routing(self.experts, (self.experts >= 0) / 2, x.new_ones(len(x), 4) / 4)
+
+
+def test_tokens_may_have_different_numbers_of_experts():
+    part, x, rows = made(), random(5, DIM, requires_grad=True), []
+    part.router = Given([[2, 0, -1], [-1, -1, -1], [1, -1, -1], [0, 2, 1], [-1, 2, -1]])
+    for expert in part.experts:
+        expert.register_forward_hook(lambda module, given, _: rows.append(len(given[0])))
+    sink = {}
+    given = part(x, core.Context(sink=sink))
+    assert rows == [2, 2, 3, 0]
+    expert = [expert(x, core.Context()) / 2 for expert in part.experts]
+    wanted = [expert[2][0] + expert[0][0], x[1] * 0, expert[1][2], expert[0][3] + expert[2][3] + expert[1][3]]
+    wanted = torch.stack([*wanted, expert[2][4]])
+    torch.testing.assert_close(given, wanted, rtol=0, atol=1e-12)
+    for ours, theirs in zip(*(torch.autograd.grad(y.square().sum(), x) for y in (given, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert sink["load_balance"][0].item() == pytest.approx(7 / 5)  # choices a token, for equal shares
+
+
+def test_what_has_no_expert_reaches_nobody():
+    part, x = made(), random(2, DIM)
+    part.router = Given([[-1, -1], [-1, -1]])
+    assert torch.equal(part(x, core.Context()), torch.zeros(2, DIM).double())
+    part.router = Given([[-1], [3]])
+    x[0] = torch.nan
+    given = part(x, core.Context())
+    assert not given[0].any()
+    assert given[1].isfinite().all()
+
+
+def test_the_balance_may_be_a_loss():
+    for balance, names in ((0.0, {"load_balance"}), (0.5, {"load_balance", "load_balance_loss"})):
+        part, sink = made(balance=balance), {}
+        part(random(2, 6, DIM), core.Context(sink=sink))
+        assert set(sink) == names
+    assert sink["load_balance_loss"][0] == 0.5 * sink["load_balance"][0]
 
 
 def test_a_row_does_not_reach_another():

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from anyformer.core.errors import UsageError
+from anyformer.data.corpus import read_text
 from anyformer.data.images import ImageSet
 from anyformer.verify import learns as module
 from anyformer.verify.learns import interval, learns
-from anyformer.verify.tasks import DIGITS, TASKS, logistic_regression
+from anyformer.verify.tasks import DIGITS, SOURCES, TASKS, logistic_regression
 
 # Two classes, dark and bright, that a model learns in one epoch.
 LABELS = torch.arange(60) % 2
@@ -84,3 +85,16 @@ def test_a_model_that_learns_nothing_is_seen(monkeypatch):
     monkeypatch.setitem(TASKS, "vision", dataclasses.replace(EASY, learning_rate=0.0, epochs=1))
     (failure,) = learns("convnext_micro").failures
     assert "not by more than 0.3" in failure
+
+
+@pytest.mark.parametrize(("margin", "reached"), [(0.5, True), (9.0, False)])
+def test_the_rule_of_text(monkeypatch, tmp_path, margin, reached):
+    (tmp_path / "text.txt").write_text("".join(f"{i % 7} sheep jump over {i % 3} fences\n" for i in range(2000)))
+    easy = dataclasses.replace(
+        SOURCES, text=lambda: read_text(tmp_path), order=0, margin=margin, seeds=(0, 1), context=32, steps=40
+    )
+    monkeypatch.setitem(TASKS, "language", easy)
+    evidence = learns("mamba_micro")
+    assert all(bits < 2 for bits in evidence.figures["bits_per_byte"])
+    assert all(3 < bits < 5 for bits in evidence.figures["baseline"])
+    assert (not evidence.failures) == reached

@@ -11,6 +11,8 @@ from anyformer import core
 class Routing(NamedTuple):
     """Which experts see which token.
 
+    An entry may be absent, so that tokens have different numbers of experts, or none: its expert is -1, its weight 0.
+
     Attributes:
         experts: (tokens, k), the numbers of a token's experts, the highest score first.
         weights: (tokens, k), what their outputs are multiplied by, in the dtype of the features.

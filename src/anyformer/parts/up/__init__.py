@@ -1,0 +1,1 @@
+"""Parts that bring tokens back."""
