@@ -6,12 +6,9 @@ import pytest
 
 import anyformer as af
 from anyformer.core import registry
-from anyformer.verify import behaviour, text_behaviour
+from anyformer.verify.levels import behaviours
 
-CHECKS = {"vision": behaviour.CHECKS, "language": text_behaviour.CHECKS, "references": text_behaviour.CHECKS}
-CASES = [
-    (name, check) for system in registry.systems().values() for name in system.small for check in CHECKS[system.field]
-]
+CASES = [(name, check) for system in registry.systems().values() for name in system.small for check in behaviours(name)]
 
 
 def test_every_system_has_small_models():
@@ -20,4 +17,4 @@ def test_every_system_has_small_models():
 
 @pytest.mark.parametrize(("name", "check"), CASES)
 def test_behaviour(name: str, check: str) -> None:
-    assert CHECKS[registry.system_of(name).field][check](partial(af.create_model, name)) == []
+    assert behaviours(name)[check](partial(af.create_model, name)) == []

@@ -6,6 +6,7 @@ import pytest
 
 from anyformer.core import registry
 from anyformer.verify import index, ledger
+from anyformer.verify.subjects import absent
 
 LARGE = 2e8
 ROWS = {row["name"]: row for row in index.read()}
@@ -44,5 +45,6 @@ def test_nothing_in_the_ledger_failed():
 def test_every_model_is_proven_built_and_equal(name: str) -> None:
     row = ROWS[name]
     # a text model in float64 with its gradients, beside its oracle, must fit into this machine's memory
-    asked = {"built"} if row["field"] != "vision" and row["params"] > LARGE else {"built", "equal"}
+    large = row["field"] != "vision" and row["params"] > LARGE
+    asked = {"built"} if large or absent(name) else {"built", "equal"}
     assert asked <= set(row["levels"]), f"prove it: anyformer verify {row['system']} --name {name}"

@@ -10,7 +10,10 @@ from anyformer.core.binding import axis_table, slice_spec
 
 from .axes_models import DECODERS, example
 
-CHANNELS = {"dim", "hidden", "heads", "head_dim", "width", "rest", "channels", "num_classes"}
+CHANNELS = {
+    *("dim", "hidden", "heads", "head_dim", "width", "rest", "channels", "num_classes"),
+    *("groups", "key_dim", "value_dim"),  # which the unit tests of Visformer and EfficientFormer cut
+}
 
 
 @pytest.mark.parametrize("name", [*af.list_models(), *DECODERS])

@@ -60,8 +60,8 @@ def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="A folder with one sub-folder of pictures a class, a .csv, .parquet or .npz; digits; glyphs. Or text: a "
-            "file, a folder of files, stdlib."
+            help="A folder with one sub-folder of pictures a class, a .csv, .parquet or .npz; digits; glyphs. Or texts: a "
+            "file, a folder of files, one with a sub-folder a class, stdlib."
         ),
     ],
     budget: Annotated[
@@ -124,11 +124,11 @@ def fit(
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="A folder that `anyformer fit` wrote.")],
-    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    images: Annotated[list[Path], typer.Argument(help="Picture or text files.")],
     runtime: Annotated[str | None, typer.Option(help="onnx, openvino or eager; as fitted when absent.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Classify pictures with a fitted folder alone."""
+    """Classify pictures or texts with a fitted folder alone."""
     from anyformer.app.predicting import print_predictions
 
     print_predictions(folder, images, json, runtime)

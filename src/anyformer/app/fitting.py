@@ -136,9 +136,10 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         return f"{score} (95 % interval {low} to {high})"
 
     test, baseline = report["test"], report["baseline"]
+    things, exported = ("texts", "") if "texts" in report["data"] else ("pictures", "model.onnx, ")
     for note in report["data"]["notes"]:
         out.print(f"  note           {note}", markup=False)
-    out.print(f"  test           {report['metric']} {said(test)} on {test['n']} pictures, read once")
+    out.print(f"  test           {report['metric']} {said(test)} on {test['n']} {things}, read once")
     out.print(f"  baseline       {said(baseline)}, {baseline['name']}")
     out.print(
         f"  latency        {latency['median']:.3g} ms, {latency['p10']:.3g} to {latency['p90']:.3g} ms, "
@@ -148,7 +149,7 @@ def _print(report: dict[str, Any], folder: Path) -> None:
     for row in report["candidates"]:
         if row["start"] not in ("fresh", "not started"):
             out.print(f"  weights        {row['name']}: {row['start']}", markup=False, soft_wrap=True)
-    out.print(f"  folder         {folder}: model.safetensors, model.onnx, report.html, front.png", soft_wrap=True)
+    out.print(f"  folder         {folder}: model.safetensors, {exported}report.html, front.png", soft_wrap=True)
 
 
 def _print_language(report: dict[str, Any], folder: Path) -> None:

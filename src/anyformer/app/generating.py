@@ -31,7 +31,7 @@ def run_generate(
     """
     model = from_pretrained(folder)
     name = model.data_config.get("tokenizer")
-    if name is None or not hasattr(model, "stream"):
+    if name is None or not hasattr(model, "stream") or "classes" in model.data_config:
         raise UsageError(f"{folder} holds no language model with a tokenizer; give a folder with one")
     words = tokenizer(name, folder)
     if words.vocabulary > model.config.vocabulary:

@@ -1,4 +1,4 @@
-"""``anyformer predict``: classes, labels or numbers of pictures."""
+"""``anyformer predict``: classes, labels or numbers of pictures, classes of texts."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from anyformer.fit.predict import Labels, Numbers, Prediction, predict
 
 
 def print_predictions(folder: Path, images: list[Path], as_json: bool, runtime: str | None = None) -> None:
-    """Print one line a picture, or a JSON list."""
+    """Print one line a file, or a JSON list."""
     predictions = predict(folder, images, runtime)
     if as_json:
         print(json.dumps([asdict(prediction) for prediction in predictions], indent=1))

@@ -8,7 +8,8 @@ from anyformer.verify.levels import verify
 
 def prove(system: str, level: str, names: list[str]) -> None:
     """Prove the levels, a line for each model as it is done; exit with 1 where one was not reached."""
-    records = verify(system, [word.strip() for word in level.split(",") if word.strip()], names or None, _say)
+    levels = [word.strip() for word in level.split(",") if word.strip()]
+    records = verify(system, levels, names or None, _say, note=lambda sentence: print(sentence, flush=True))
     if not all(record.reached for record in records):
         raise SystemExit(1)
 

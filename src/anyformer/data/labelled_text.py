@@ -1,19 +1,24 @@
 """Texts with what is to be predicted of them: a folder with one sub-folder a class, or a table with a column of text."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from anyformer.core.errors import UsageError, nearest, shown
+from anyformer.data.batches import Batch
 from anyformer.data.corpus import read_text
 from anyformer.data.decode import regular
+from anyformer.data.seeds import derive_seed
 from anyformer.data.split import Split, divide
 from anyformer.data.tables import ENDINGS, rows
 from anyformer.data.targets import Kind, Targets, check_classes, from_columns, parts_from
+from anyformer.data.text import shuffled
 from anyformer.data.tokenizers import Tokenizer, token_type
 from anyformer.parts.embeds.token_table import Tokens
 
@@ -53,17 +58,37 @@ class TextSet:
 
     def rows(self, positions: Tensor) -> Tokens:
         """Texts ``(count,)`` as rows ``(count, longest of them)`` with pads behind, and which tokens count."""
-        chosen = [self.tokens[self.starts[place] : self.starts[place + 1]] for place in positions.tolist()]
-        ids = torch.zeros(len(chosen), max(map(len, chosen), default=0), dtype=torch.int64)
-        keep = torch.zeros_like(ids, dtype=torch.bool)
-        for row, kept, text in zip(ids, keep, chosen, strict=True):
-            row[: len(text)] = torch.from_numpy(text.astype(np.int64))
-            kept[: len(text)] = True
-        return Tokens(ids, keep)
+        return padded([self.text(place) for place in positions.tolist()])
+
+    def text(self, position: int) -> np.ndarray:
+        """The tokens of one text."""
+        return self.tokens[self.starts[position] : self.starts[position + 1]]
+
+    def digest(self) -> str:
+        """SHA-256 of tokens, targets, given parts and names: two sets with one digest train the same model."""
+        seal = hashlib.sha256(repr((len(self), self.classes, self.names, self.kind)).encode())
+        for table in (
+            self.tokens,
+            self.starts,
+            self.labels.numpy(),
+            None if self.given is None else self.given.numpy(),
+        ):
+            seal.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
+        return seal.hexdigest()
 
     def split(self, seed: int) -> Split:
         """The division that the source gives as far as it does; the rest at random by the seed, stratified."""
         return divide(self.labels, self.kind, seed, self.given)
+
+
+def padded(texts: Sequence[Sequence[int] | np.ndarray]) -> Tokens:
+    """Texts as rows with pads behind, and which tokens count."""
+    ids = torch.zeros(len(texts), max(map(len, texts), default=0), dtype=torch.int64)
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    for row, kept, text in zip(ids, keep, texts, strict=True):
+        row[: len(text)] = torch.from_numpy(np.asarray(text, np.int64))
+        kept[: len(text)] = True
+    return Tokens(ids, keep)
 
 
 def read_labelled_text(
@@ -199,3 +224,30 @@ def _made(
     said = (f"{cut:,} texts are cut to {longest:,} tokens",) if cut else ()
     tokens = np.concatenate([np.empty(0, token_type(tokenizer.vocabulary)), *kept])
     return TextSet(tokens, starts, labels, classes, names, kind, given, (*notes, *said))
+
+
+class LabelledBatches:
+    """Batches of labelled texts by step, shuffled anew each epoch; see :class:`~anyformer.data.batches.Batches`.
+
+    Args:
+        texts: All of them.
+        positions: Of those that are learnt.
+        size: Texts a batch; all of them when there are fewer.
+        seed: Of the order.
+    """
+
+    def __init__(self, texts: TextSet, positions: Tensor, *, size: int, seed: int) -> None:
+        self.texts, self.positions, self.seed, self.size = texts, positions, seed, min(size, len(positions))
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in an epoch."""
+        return len(self.positions) // self.size
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step, counted from 0 over all epochs: rows of tokens stand for the pictures."""
+        epoch, place = divmod(step, self.epoch_steps)
+        seed = derive_seed(self.seed, "order", epoch)
+        places = [shuffled(place * self.size + row, len(self.positions), seed) for row in range(self.size)]
+        chosen = self.positions[places]
+        return Batch(cast(Any, self.texts.rows(chosen)), self.texts.labels[chosen])

@@ -200,7 +200,7 @@ def _limit(report: dict[str, Any]) -> float | None:
 
 
 def _style(axes: "Axes", report: dict[str, Any], theme: Theme) -> None:
-    timed = f"latency of one picture in {report['runtime']}"
+    timed = f"latency of one {'text' if 'texts' in report['data'] else 'picture'} in {report['runtime']}"
     if report["kind"] == "language":
         timed = f"time of one token after {report['data']['trained_context']} in {report['runtime']}"
     axes.set_xlabel(

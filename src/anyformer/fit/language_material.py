@@ -108,7 +108,7 @@ class LanguageMaterial(Material):
 
     def choose(self, trials: int) -> None:
         """All that are small and take a window, however many are wanted: a budget of text is often met by few of them."""
-        self.candidates = {c.name: c for c in text_candidates() if _longest(c.name) >= self.context}
+        self.candidates = {c.name: c for c in text_candidates() if longest(c.name) >= self.context}
 
     def setting(self, runtime: str) -> dict[str, Any]:
         """Costs hold for a context and a batch."""
@@ -144,8 +144,8 @@ class LanguageMaterial(Material):
 
     def before(self, model: Model) -> Tensor:
         """The tokens that a timed one follows: a window, or as much of it as leaves room for what is timed."""
-        longest = model.data_config["context"] or math.inf
-        return self.validation[:1, : min(self.context, max(1, longest - TIMED))]
+        most = model.data_config["context"] or math.inf
+        return self.validation[:1, : min(self.context, max(1, most - TIMED))]
 
     def learning_rate(self, name: str, model: Any) -> float:
         """Less for wider models."""
@@ -168,7 +168,7 @@ class LanguageMaterial(Material):
         return bits_of_windows(model, rows, self.batch)
 
 
-def _longest(name: str) -> float:
+def longest(name: str) -> float:
     """The most tokens that a model takes."""
     return registry.system_of(name).data_config(name).get("context") or math.inf
 

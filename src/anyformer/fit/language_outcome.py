@@ -71,10 +71,11 @@ class LanguageFinisher(Finisher):
         write_language_report(report, self.folder)
 
     def _baseline(self) -> dict[str, Any]:
-        counts = ByteNGram(spread(self.material.train, COUNTED), ORDER)
+        text = spread(self.material.train, COUNTED)
+        counts = ByteNGram(text, ORDER)
         rows = self.material.test.numpy().astype(np.uint8)
         bits = torch.tensor([-np.log2(counts.probabilities(row)[1:]).mean() for row in rows], dtype=torch.float64)
-        name = f"n-gram model of bytes, the next by the {ORDER} before it, interpolated (Witten-Bell)"
+        name = f"n-grams of {len(text):,} bytes, the next by the {ORDER} before it, interpolated (Witten-Bell)"
         return {"name": name, **self._summary(bits)}
 
     def _samples(self, model: Model, rows: Tensor) -> list[dict[str, str]]:

@@ -1,4 +1,7 @@
-"""Classes, labels or numbers of new pictures, from the folder of a fit alone; torch is imported for its own runtime only."""
+"""Classes, labels or numbers of new pictures, from the folder of a fit alone; torch is imported for its own runtime only.
+
+Classes of texts are those of :mod:`anyformer.fit.predict_text`.
+"""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ THRESHOLD = 0.5  # of belief, from which a label is given
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class that a picture most likely shows, and the model's belief in it, the softmax of its logits."""
+    """The class that a picture or a text most likely is of, and the model's belief in it, the softmax of its logits."""
 
     file: str
     label: str
@@ -52,14 +55,19 @@ def predict(
 
     Args:
         folder: What ``anyformer fit`` wrote; its files are checked against their digests first.
-        files: Pictures of any size.
+        files: Pictures of any size, or texts.
         runtime: "onnx", "openvino" or "eager"; the one that the fit was asked for when absent.
 
     Raises:
-        UsageError: a file cannot be read as a picture, or Pillow or the runtime is not installed.
+        UsageError: a file cannot be read as a picture or is an empty text, the folder holds a language model, or Pillow or
+            the runtime is not installed.
         AnyformerError: the folder or one of its files is missing, damaged or no result of a fit.
     """
     folder = Path(folder)
+    if "tokenizer" in _config(folder):
+        from anyformer.fit.predict_text import predict_texts
+
+        return predict_texts(folder, files, runtime)
     data, classes = _description(folder)
     run = open_model(folder, runtime or data.get("runtime", "onnx"), data.get("file", "model.onnx"))
     predictions: list[Any] = []
@@ -102,8 +110,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def _description(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The data configuration and the names of the classes, after the model's file has been checked, too."""
-    contents = read_manifest(folder, ("config.json",))
-    data = json.loads(contents["config.json"]).get("data_config") or {}
+    data = _config(folder)
     missing = [name for name in ("mean", "std", "size", "channels", "classes") if name not in data]
     if missing:
         raise AnyformerError(
@@ -111,3 +118,7 @@ def _description(folder: Path) -> tuple[dict[str, Any], list[str]]:
         )
     read_manifest(folder, (data.get("file", "model.onnx"),))
     return data, data["classes"]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads(read_manifest(folder, ("config.json",))["config.json"]).get("data_config") or {}

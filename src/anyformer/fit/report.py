@@ -23,7 +23,7 @@ LARGEST = 256  # pixels along a side of a picture on the page
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture that the model got wrong.
+    """A picture or a text that the model got wrong.
 
     Attributes:
         file: Its name.
@@ -31,13 +31,15 @@ class Mistake:
         predicted: The class that the model chose.
         score: The share of belief that the model gave it.
         image: ``(channels, height, width)`` uint8, one channel or three.
+        text: The beginning of the text, where there is no image.
     """
 
     file: str
     label: str
     predicted: str
     score: float
-    image: np.ndarray
+    image: np.ndarray | None = None
+    text: str = ""
 
 
 def write_report(report: dict[str, Any], mistakes: list[Mistake], folder: Path) -> None:
@@ -62,7 +64,9 @@ def write_report(report: dict[str, Any], mistakes: list[Mistake], folder: Path) 
         report,
         folder,
         confusion=report["confusion"] and confusion(report["confusion"]["classes"], report["confusion"]["matrix"]),
-        mistakes=[(mistake, _uri(_png(mistake.image)), min(mistake.image.shape[1:])) for mistake in worst],
+        mistakes=[(mistake, *_picture(mistake.image)) for mistake in worst],
+        thing="text" if "texts" in report["data"] else "picture",
+        count=report["data"]["texts" if "texts" in report["data"] else "images"],
     )
 
 
@@ -185,6 +189,11 @@ def _title_case(text: str) -> str:
 
 def _readable(value: float, quantity: str) -> str:
     return readable(quantity, value)
+
+
+def _picture(image: np.ndarray | None) -> tuple[str, int]:
+    """A picture for the page, and its shorter side; nothing of a text."""
+    return ("", 0) if image is None else (_uri(_png(image)), min(image.shape[1:]))
 
 
 def _png(image: np.ndarray) -> bytes:

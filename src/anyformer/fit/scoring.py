@@ -1,7 +1,7 @@
 """What an exported model makes of pictures: its score with an interval, where it goes wrong, its worst mistakes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,21 @@ from anyformer.fit.report import Mistake, wilson
 
 WORST = 24  # mistakes that are shown
 RESAMPLES = 200  # of the pictures, for the interval of a score that is no proportion
+
+
+@dataclass(frozen=True)
+class Where:
+    """What is told of texts that a model got wrong.
+
+    Attributes:
+        classes: their names.
+        name: of the text at a position.
+        text: its beginning.
+    """
+
+    classes: tuple[str, ...]
+    name: Callable[[int], str]
+    text: Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -34,14 +49,14 @@ class Scored:
     mistakes: list[Mistake]
 
 
-def scored(aim: Aim, outputs: Tensor, targets: Tensor, pictures: ImageSet, positions: Tensor) -> Scored:
+def scored(aim: Aim, outputs: Tensor, targets: Tensor, pictures: "ImageSet | Where", positions: Tensor) -> Scored:
     """Score outputs ``(n, k)`` against targets.
 
     Args:
         aim: what was to be predicted.
         outputs: of a model, in the order of ``positions``.
         targets: as in ``ImageSet``, likewise.
-        pictures: all of them.
+        pictures: all of them, or texts.
         positions: of the pictures scored.
     """
     match aim.kind:
@@ -81,7 +96,7 @@ def _resampled(aim: Aim, outputs: Tensor, targets: Tensor) -> tuple[float, float
 
 
 def _classes(
-    outputs: Tensor, targets: Tensor, pictures: ImageSet, positions: Tensor
+    outputs: Tensor, targets: Tensor, pictures: "ImageSet | Where", positions: Tensor
 ) -> tuple[dict[str, Any], None, list[Mistake]]:
     best, predicted = outputs.softmax(dim=1).max(dim=1)
     classes = pictures.classes
@@ -97,7 +112,7 @@ def _classes(
 
 
 def _labels(
-    outputs: Tensor, targets: Tensor, pictures: ImageSet, positions: Tensor
+    outputs: Tensor, targets: Tensor, pictures: "ImageSet | Where", positions: Tensor
 ) -> tuple[None, list[dict[str, Any]], list[Mistake]]:
     beliefs, truth = outputs.sigmoid(), targets > 0
     given = beliefs >= THRESHOLD
@@ -127,7 +142,7 @@ def _labels(
 
 
 def _numbers(
-    aim: Aim, outputs: Tensor, targets: Tensor, pictures: ImageSet, positions: Tensor
+    aim: Aim, outputs: Tensor, targets: Tensor, pictures: "ImageSet | Where", positions: Tensor
 ) -> tuple[None, list[dict[str, Any]], list[Mistake]]:
     assert aim.spread is not None
     assert aim.center is not None
@@ -159,8 +174,12 @@ def _written(numbers: Tensor) -> str:
     return ", ".join(f"{number:.4g}" for number in numbers.tolist())
 
 
-def _mistake(pictures: ImageSet, positions: Tensor, place: int, label: str, predicted: str, score: float) -> Mistake:
+def _mistake(
+    pictures: "ImageSet | Where", positions: Tensor, place: int, label: str, predicted: str, score: float
+) -> Mistake:
     position = int(positions[place])
+    if isinstance(pictures, Where):
+        return Mistake(pictures.name(position), label, predicted, score, text=pictures.text(position))
     image = pictures.part(positions[place : place + 1])[0][:][0]
     return Mistake(file=pictures.where(position), label=label, predicted=predicted, score=score, image=image.numpy())
 

@@ -6,6 +6,8 @@ arXiv:2510.07019. Sections and equations were not at hand; the authors' code was
 """
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -104,25 +106,34 @@ def _scores_of_chunks(
     it writes, as far as its followers leave it; ``whole`` is what the block leaves.
     """
     kept = decay.exp()
-    inside, whole = ((q * k).sum(-1, keepdim=True) * write)[..., None, :], kept
-    queries, keys, since, until = (x[..., None, :] for x in (q, k, kept, write))  # (..., blocks, width, key or slots)
+    inside, since, until = (q * k).sum(-1, keepdim=True) * write, kept.clone(), write.clone()
+    inside, since, until = (x[..., None, :] for x in (inside, since, until))  # (..., blocks, width, slots)
+    whole = kept
     for _ in range(q.shape[-2].bit_length() - 1):
-        (_, queries), (keys, _) = (x.unflatten(-3, (-1, 2)).unbind(-3) for x in (queries, keys))
-        (inside, later), (since, since_later), (until, until_later) = (
-            x.unflatten(-3, (-1, 2)).unbind(-3) for x in (inside, since, until)
-        )
+        (_, queries), (keys, _) = (x.unflatten(-2, (-1, 2, inside.shape[-2])).unbind(-3) for x in (q, k))
+        inside, since, until = (x.unflatten(-3, (-1, 2)) for x in (inside, since, until))
         first, second = (x[..., None, :] for x in whole.unflatten(-2, (-1, 2)).unbind(-2))
-        later = torch.addcmul(later, queries @ keys.mT @ until, since_later)
-        inside = torch.cat((inside, later), -2)
-        since = torch.cat((since, since_later * first), -2)
-        until = torch.cat((until * second, until_later), -2)
+        across = queries @ keys.mT @ until.select(-3, 0)
+        inside = _changed(inside, 1, partial(torch.addcmul, tensor1=across, tensor2=since.select(-3, 1)))
+        since = _changed(since, 1, partial(torch.mul, other=first))
+        until = _changed(until, 0, partial(torch.mul, other=second))
         whole = (first * second).squeeze(-2)
-        queries, keys = (x.unflatten(-2, (inside.shape[-3], inside.shape[-2])) for x in (q, k))
     since, until, inside = (x.squeeze(-3) for x in (since, until, inside))
     added = (k.mT @ until).unbind(2)
     left = whole.unbind(2)  # (batch, heads, 1, slots) a chunk
     before, after = carry(lambda n, s: torch.addcmul(added[n], s, left[n]), len(added), state, restarts)
     return torch.addcmul(inside, q @ before, since), after
+
+
+def _changed(pairs: Tensor, place: int, change: Callable[..., Tensor]) -> Tensor:
+    """Join pairs of blocks, (..., 2, width, slots), one of each changed; in its memory where no gradient needs that."""
+    block = pairs.select(-3, place)
+    if not torch.is_grad_enabled():
+        change(block, out=block)
+        return pairs.flatten(-3, -2)
+    blocks = list(pairs.unbind(-3))
+    blocks[place] = change(block)
+    return torch.cat(blocks, -2)
 
 
 def delayed(x: Tensor, tokens: int, offsets: Tensor | None = None) -> Tensor:

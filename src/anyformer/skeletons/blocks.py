@@ -7,6 +7,13 @@ from anyformer.core.pattern import parse_pattern
 from anyformer.parts.residuals.residual import PlainResidual
 
 
+class PairState(core.State):
+    """The states of a layer whose channel mixer has one too, as experts that count their tokens."""
+
+    mixer: core.State
+    channel_mixer: core.State
+
+
 class PreNormBlock(core.Block, name="pre_norm_block"):
     """``x = residual1(x, mixer(norm1(x)))``, then ``x = residual2(x, channel_mixer(norm2(x)))``: the Transformer layer."""
 
@@ -27,14 +34,20 @@ class PreNormBlock(core.Block, name="pre_norm_block"):
         return self.residual2(x, self.channel_mixer(self.norm2(x), ctx))
 
     def init_state(self, batch: int, capacity: int, like: Tensor) -> core.State:
-        """The mixer's."""
-        return self.mixer.init_state(batch, capacity, like)
+        """The mixer's, with the channel mixer's where it has one."""
+        mixer = self.mixer.init_state(batch, capacity, like)
+        if not hasattr(self.channel_mixer, "init_state"):
+            return mixer
+        return PairState(mixer=mixer, channel_mixer=self.channel_mixer.init_state(batch, capacity, like))
 
     def stream(self, x: Tensor, ctx: core.Context, state: core.State) -> tuple[Tensor, core.State]:
         """One layer, for the next tokens."""
-        mixed, state = self.mixer.stream(self.norm1(x), ctx, state)
+        mixed, mixer = self.mixer.stream(self.norm1(x), ctx, state.mixer if isinstance(state, PairState) else state)
         x = self.residual1(x, mixed)
-        return self.residual2(x, self.channel_mixer(self.norm2(x), ctx)), state
+        if not isinstance(state, PairState):
+            return self.residual2(x, self.channel_mixer(self.norm2(x), ctx)), mixer
+        mixed, channel_mixer = self.channel_mixer.stream(self.norm2(x), ctx, state.channel_mixer)
+        return self.residual2(x, mixed), PairState(mixer=mixer, channel_mixer=channel_mixer)
 
     def deployed(self) -> core.Part:
         """Both branches scaled by their own weights."""

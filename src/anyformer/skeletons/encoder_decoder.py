@@ -68,7 +68,7 @@ class CrossState(core.State):
 class CrossBlock(core.Block, name="cross_block"):
     """A layer that also reads a memory: mixer, cross mixer and channel mixer, each after a norm and with a residual.
 
-    Vaswani et al. 2017 (arXiv:1706.03762, section 3.1), with the norms before the mixers.
+    Vaswani et al. 2017 (arXiv:1706.03762), with the norms before the mixers.
     """
 
     class Config(core.Config):

@@ -10,6 +10,10 @@ from anyformer.parts.norms.batch_norm import BatchNorm
 SPREAD = 0.2  # around 1 of what scales, around 0 of what is added: enough to matter, too little to grow with depth
 
 
+# what is added to the weight of every pair of tokens is summed over hundreds of tokens, and would drown what they differ in
+PAIRED, PAIRED_SPREAD = ".mixer.weights.bias", 0.002
+
+
 def uniform(name: str, shape: tuple[int, ...]) -> Tensor:
     """Numbers in [-1, 1), float32, drawn from a generator that the name seeds."""
     drawn = np.random.default_rng(derive_seed(0, "filling", name)).random(shape, dtype=np.float32)
@@ -51,7 +55,7 @@ def _values(name: str, shape: tuple[int, ...]) -> Tensor:
     drawn = uniform(name, shape)
     kind = name.rpartition(".")[2]
     if kind == "bias":
-        return drawn.mul_(SPREAD)
+        return drawn.mul_(PAIRED_SPREAD if name.endswith(PAIRED) else SPREAD)
     if drawn.numel() == shape[0]:
         return drawn.mul_(SPREAD).add_(1)
     if kind == "weight":

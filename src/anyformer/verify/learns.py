@@ -2,10 +2,12 @@
 
 import math
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from anyformer.core import registry
 from anyformer.core.errors import UsageError
@@ -16,16 +18,18 @@ from anyformer.data.seeds import derive_seed
 from anyformer.data.split import split
 from anyformer.data.text import TextBatches, encode
 from anyformer.data.tokenizers import ByteTokenizer
+from anyformer.parts.embeds.token_table import Tokens
 from anyformer.train.classification import Classification, accuracy, predict_logits
 from anyformer.train.language import NextToken, likelihood
 from anyformer.train.loop import Role, Trainer
 from anyformer.train.ngram import ByteNGram
 from anyformer.train.schedule import WarmupCosine, adamw
 from anyformer.verify.evidence import Evidence
-from anyformer.verify.tasks import TASKS, PictureTask, TextTask
+from anyformer.verify.tasks import TASKS, Labels, PictureTask, SequenceTask, TextTask
 
 # The 97.5 % point of Student's t by degrees of freedom, for two-sided 95 % intervals of few runs.
 QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+TOGETHER = 100  # sequences in one evaluation
 
 
 def learns(name: str) -> Evidence:
@@ -37,8 +41,11 @@ def learns(name: str) -> Evidence:
     field = registry.system_of(name).field
     if field not in TASKS:
         raise UsageError(f"there is no task for the field {field!r} of {name}; known: {', '.join(TASKS)}")
-    task = TASKS[field]
-    if isinstance(task, TextTask):
+    task, beside = TASKS[field], dict[str, Any]()
+    if isinstance(task, SequenceTask):
+        measure, (pairs, beside) = "accuracy", sequence_runs(name, task)
+        differences = [ours - theirs for ours, theirs in pairs]
+    elif isinstance(task, TextTask):
         measure, pairs = "bits_per_byte", [paired_text_run(name, task, seed) for seed in task.seeds]
         differences = [theirs - ours for ours, theirs in pairs]
     else:
@@ -52,6 +59,7 @@ def learns(name: str) -> Evidence:
         "mean_difference": statistics.fmean(differences),
         "interval": [low, high],
         "margin": task.margin,
+        **beside,
     }
     reached = low > task.margin
     failure = (
@@ -98,3 +106,50 @@ def paired_text_run(name: str, task: TextTask, seed: int) -> tuple[float, float]
     read = test.read(0, ours.tokens + 1).astype(np.uint8)
     probabilities = ByteNGram(train.read(0, train.count).astype(np.uint8), task.order).probabilities(read)
     return ours.bits_per_byte, float(-np.log2(probabilities[1:]).mean())
+
+
+def sequence_runs(name: str, task: SequenceTask) -> tuple[list[tuple[float, float]], dict[str, Any]]:
+    """The accuracies of model and baseline, once a seed, and what is known beside them: other baselines and the sweep."""
+    rates = swept(name, task)
+    best = max(rates, key=lambda rate: rates[rate])
+    pairs = [(sequence_run(name, task, seed, best), judged(task.baseline, task, seed)) for seed in task.seeds]
+    others = {what: [judged(labels, task, seed) for seed in task.seeds] for what, labels in task.beside.items()}
+    return pairs, {**others, "learning_rate": best, "swept": {str(rate): found for rate, found in rates.items()}}
+
+
+def swept(name: str, task: SequenceTask) -> dict[float, float]:
+    """By learning rate, the mean accuracy of models on validation sequences of the seeds that choose among the rates."""
+    return {
+        rate: statistics.fmean(sequence_run(name, task, seed, rate, "validation") for seed in task.swept)
+        for rate in task.learning_rates
+    }
+
+
+def sequence_run(name: str, task: SequenceTask, seed: int, learning_rate: float, part: str = "test") -> float:
+    """The accuracy on a part of the sequences of a seed, of a model that was trained on others of it."""
+    torch.manual_seed(derive_seed(seed, "weights"))
+    model: Any = create_model(name, num_classes=task.data.classes, vocabulary=task.data.vocabulary)
+    schedule = WarmupCosine(steps=task.steps, warmup=int(task.warmup * task.steps))
+    student = Role(model, adamw(model, learning_rate, task.weight_decay), schedule)
+    batches = replace(task.data, seed=derive_seed(seed, "train"))
+    Trainer({"student": student}, Classification(smoothing=0.0), batches, seed=seed).run(task.steps)
+    rows, labels = _sequences(task, task.tested, seed, part)
+    model.eval()
+    pieces = range(0, len(labels), TOGETHER)
+    with torch.no_grad():
+        scores = [model(Tokens(*(t[first : first + TOGETHER] for t in (rows.ids, rows.keep)))) for first in pieces]
+    return accuracy(torch.cat(scores), labels)
+
+
+def judged(labels_of: Labels, task: SequenceTask, seed: int) -> float:
+    """The accuracy of a baseline on the test sequences of a seed."""
+    (rows, labels), (test, truth) = (
+        _sequences(task, count, seed, part) for count, part in ((task.counted, "train"), (task.tested, "test"))
+    )
+    return (labels_of(rows, labels, test) == truth).double().mean().item()
+
+
+def _sequences(task: SequenceTask, count: int, seed: int, part: str) -> tuple[Tokens, Tensor]:
+    """The first sequences of a part, and their classes."""
+    batch: Any = replace(task.data, size=count, seed=derive_seed(seed, part))(0)
+    return batch.images, batch.labels

@@ -12,11 +12,12 @@ from anyformer.core import registry
 from anyformer.core.errors import UsageError, nearest
 from anyformer.core.registry import System
 from anyformer.core.store import create_model
-from anyformer.verify import behaviour, index, ledger, structure, text_behaviour
+from anyformer.verify import behaviour, encoder_behaviour, index, ledger, structure, text_behaviour
 from anyformer.verify.equal import equal
 from anyformer.verify.evidence import Evidence
 from anyformer.verify.learns import learns
 from anyformer.verify.ledger import Record
+from anyformer.verify.subjects import Pictures, absent, reads_whole, subject_of
 
 
 def built(name: str) -> Evidence:
@@ -30,14 +31,20 @@ def built(name: str) -> Evidence:
     if name in system.small:
         make = partial(create_model, name)
         torch.manual_seed(0)
-        checks = behaviour.CHECKS if system.field == "vision" else text_behaviour.CHECKS
-        failures += [failure for check in checks.values() for failure in check(make)]
+        failures += [failure for check in behaviours(name).values() for failure in check(make)]
     size = structure.native_size(name)
     count, published = structure.counted(name, size), system.published.get(name)
     figures = {"size": size, "params": count.params, "macs": count.macs}
     if published is not None:
         figures["published"] = asdict(published)
     return Evidence(figures, tuple(failures))
+
+
+def behaviours(name: str) -> dict[str, Callable[..., list[str]]]:
+    """The checks that run a model, by name: those of pictures, of texts read at once, or of texts read token by token."""
+    if isinstance(subject_of(name), Pictures):
+        return behaviour.CHECKS
+    return encoder_behaviour.CHECKS if reads_whole(name) else text_behaviour.CHECKS
 
 
 LEVELS: dict[str, Callable[[str], Evidence]] = {"built": built, "equal": equal, "learns": learns}
@@ -49,6 +56,7 @@ def verify(
     names: Sequence[str] | None = None,
     report: Callable[[Record], None] = lambda record: None,
     path: Path = ledger.LEDGER,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> list[Record]:
     """Prove a system, write every outcome into the ledger, and renew the index.
 
@@ -58,6 +66,7 @@ def verify(
         names: The models; all of the system when absent.
         report: Told every outcome as soon as it is in the ledger.
         path: The ledger; the index is renewed beside the one of the package only.
+        note: Told, in a sentence, which level does not apply to a model, and why; nothing is recorded then.
 
     Returns:
         One record for every level and model, in this order.
@@ -72,6 +81,9 @@ def verify(
     code, records = ledger.code(), list[Record]()
     for level in wanted:
         for name in _models(system, level, names):
+            if level == "equal" and (reason := absent(name)):
+                note(f"{name}: the level equal does not apply: {reason}")
+                continue
             started = time.monotonic()
             evidence = LEVELS[level](name)
             record = Record(

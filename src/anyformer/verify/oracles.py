@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from anyformer.core import registry
 from anyformer.core.errors import UsageError
 
-SIZED = ("vit", "swin", "deit")  # systems whose models are made for one image size; the others take any
+# systems whose models are made for one image size; the others take any
+SIZED = ("vit", "swin", "deit", "cait", "visformer", "efficientformer")
 
 # Our small sizes are nobody's, so the oracle is the nearest published class built with the same numbers: its name, its
 # options, and the stages of theirs that ours has (their pyramids always have four).
@@ -59,6 +60,34 @@ SMALL: dict[str, tuple[str, dict[str, Any], int]] = {
         },
         0,
     ),
+    "cait_micro": (
+        "cait_xxs24_224",
+        {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2, "init_values": 0.1},
+        0,
+    ),
+    "cait_mini": (
+        "cait_xxs24_224",
+        {"patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 4, "init_values": 0.1},
+        0,
+    ),
+    "visformer_micro": (
+        "visformer_tiny",
+        {"init_channels": 16, "embed_dim": 64, "depth": (2, 1, 1), "num_heads": 2},
+        0,
+    ),
+    "visformer_mini": ("visformer_tiny", {"init_channels": 16, "embed_dim": 96, "depth": (3, 2, 2), "num_heads": 3}, 0),
+    "efficientformer_micro": (
+        "efficientformer_l1",
+        {"depths": (2, 2, 2), "embed_dims": (32, 64, 128), "num_vit": 1},
+        0,
+    ),
+    "efficientformer_mini": (
+        "efficientformer_l1",
+        {"depths": (2, 2, 4), "embed_dims": (48, 96, 192), "num_vit": 2},
+        0,
+    ),
+    "convmixer_micro": ("convmixer_1536_20", {"dim": 64, "depth": 4, "kernel_size": 5, "patch_size": 4}, 0),
+    "convmixer_mini": ("convmixer_1536_20", {"dim": 128, "depth": 6, "kernel_size": 5, "patch_size": 4}, 0),
 }
 
 
@@ -81,8 +110,10 @@ def oracle(name: str, *, img_size: tuple[int, int] | None = None, num_classes: i
         options = {**options, "img_size": img_size or tuple(side)}
     if theirs not in timm.list_models():
         raise UsageError(f"timm has no {theirs!r}, so there is nothing to hold {name} against")
-    create = _poolformer if slug == "metaformer" and options else timm.create_model
-    model: Any = create(theirs, num_classes=num_classes, drop_path_rate=0.0, **options)
+    create = BUILDERS[slug] if slug in BUILDERS and options else timm.create_model
+    if slug != "convmixer":  # which knows no stochastic depth
+        options = {**options, "drop_path_rate": 0.0}
+    model: Any = create(theirs, num_classes=num_classes, **options)
     if stages:
         del model.stages[stages:]
     return model.eval()
@@ -96,8 +127,23 @@ def oracle_stages_and_scores(model: nn.Module, images: Tensor) -> list[Tensor]:
         the scores ``(batch, num_classes)`` last.
     """
     theirs: Any = model
+    if type(model).__name__ == "EfficientFormer":
+        return _efficientformer_stages_and_scores(theirs, images)
     final, features = theirs.forward_intermediates(images, norm=False, output_fmt="NCHW")
     return [*(feature.movedim(1, -1) for feature in features), theirs.forward_head(final)]
+
+
+def _efficientformer_stages_and_scores(model: Any, images: Tensor) -> list[Tensor]:
+    """Stage by stage, because timm's own way takes the last grid for half of the one before, which is wrong for odd ones."""
+    x, features = model.stem(images), list[Tensor]()
+    for stage in model.stages[:-1]:
+        x = stage(x)
+        features.append(x.movedim(1, -1))
+    grid = [-(-side // 2) for side in x.shape[2:]]
+    x = model.stages[-1](x)
+    final = model.norm(x)
+    scores = model.head(final.mean(dim=1)) if model.head_dist is None else model.forward_head(final)
+    return [*features, x.unflatten(1, grid), scores]
 
 
 def _poolformer(name: str, **options: Any) -> nn.Module:
@@ -116,6 +162,72 @@ def _poolformer(name: str, **options: Any) -> nn.Module:
         use_mlp_head=False,
         **options,
     )
+
+
+def _convmixer(name: str, **options: Any) -> nn.Module:
+    """A ConvMixer of other numbers, which timm's functions of the published sizes do not take."""
+    from timm.models.convmixer import ConvMixer
+
+    return ConvMixer(**options)
+
+
+def _visformer(name: str, *, img_size: tuple[int, int], **options: Any) -> nn.Module:
+    """A Visformer; one of other numbers has patches of 2 behind its stem, where timm's are always of 4.
+
+    It is made for images of twice the size, so that all behind these patches has the sizes it needs.
+    """
+    import timm
+    from timm.layers.patch_embed import PatchEmbed
+
+    if not options.keys() & {"embed_dim"}:
+        return timm.create_model(name, img_size=img_size, **options)
+    model: Any = timm.create_model(name, img_size=tuple(2 * side for side in img_size), **options)
+    model.patch_embed1 = PatchEmbed(
+        img_size=tuple(-(-side // 2) for side in img_size),
+        patch_size=2,
+        in_chans=model.init_channels,
+        embed_dim=model.embed_dim // 2,
+        norm_layer=nn.BatchNorm2d,
+        flatten=False,
+    )
+    return model
+
+
+def _efficientformer(name: str, *, img_size: tuple[int, int], **options: Any) -> nn.Module:
+    """An EfficientFormer whose attention is for the grid of these images, where timm's is always for 7 x 7.
+
+    One of other numbers has a single head, as our small sizes do.
+    """
+    import timm
+    from timm.models.efficientformer import Attention
+
+    model: Any = timm.create_model(name, **options)
+    stride = 2 ** (len(model.stages) + 1)
+    for block in model.stages[-1].blocks:
+        if isinstance(getattr(block, "token_mixer", None), Attention):
+            resolution = tuple(-(-side // stride) for side in img_size)
+            block.token_mixer = Attention(model.num_features, resolution=resolution)
+    if "embed_dims" in options:
+        model.head_dist = None
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.register_forward_hook(_contiguous_gradient)
+    return model
+
+
+def _contiguous_gradient(module: nn.Module, given: Any, output: Tensor) -> None:
+    """Torch's gradient of a batch norm in evaluation mode is wrong where one image's comes channels last and it is not so."""
+    if output.requires_grad:
+        output.register_hook(Tensor.contiguous)
+
+
+BUILDERS = {
+    "efficientformer": _efficientformer,
+    "metaformer": _poolformer,
+    "convmixer": _convmixer,
+    "visformer": _visformer,
+}
+"""By system: what makes an oracle with options that timm's own functions do not take."""
 
 
 def _timm() -> Any:

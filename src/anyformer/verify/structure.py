@@ -14,7 +14,7 @@ from anyformer.core.errors import UsageError
 from anyformer.core.model import Model
 from anyformer.core.store import create_model, dump_weights, key_map
 from anyformer.measure.cost import Cost, cost
-from anyformer.verify.subjects import meta_raw, subject_of
+from anyformer.verify.subjects import absent, meta_raw, subject_of
 
 TOLERANCE = 0.03  # between our count and a printed figure, before it has to be explained
 
@@ -88,8 +88,10 @@ def keys(model: Model) -> list[str]:
 
 
 def official_parameters(model: Model) -> list[str]:
-    """The parameters are exactly those of the official code: the same names, through the key map, and shapes."""
+    """The parameters are exactly those of the official code, if there is one: names, through the key map, and shapes."""
     subject = subject_of(model.model_name)
+    if absent(model.model_name):
+        return []
     with torch.device("meta"):
         theirs = _shapes(subject.oracle(model.model_name, subject.native(model.model_name)))
     ours = {name: tuple(t.shape) for name, t in dump_weights(model, format=subject.format).items()}

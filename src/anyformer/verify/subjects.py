@@ -11,6 +11,7 @@ from anyformer.core import registry
 from anyformer.core.model import Model
 from anyformer.core.store import create_model
 from anyformer.skeletons.encoder_decoder import EncoderDecoder, Texts
+from anyformer.skeletons.text_encoder import TextEncoder
 from anyformer.verify import oracles
 from anyformer.verify.filling import uniform
 from anyformer.verify.sensitivity import stages_and_scores
@@ -131,13 +132,26 @@ def reads(name: str) -> bool:
     return registry.system_of(name).pattern(name).part is EncoderDecoder
 
 
+def absent(name: str) -> str:
+    """Why there is nothing that a model could be held against, in words; "" where there is.
+
+    The system's module in ``verify/oracle_of`` then has this sentence, ``ABSENT``, instead of a model.
+    """
+    return getattr(_oracle_module(name), "ABSENT", "") if isinstance(subject_of(name), Text) else ""
+
+
+def reads_whole(name: str) -> bool:
+    """Whether a model of text knows all of it at once."""
+    return registry.system_of(name).pattern(name).part is TextEncoder
+
+
 def _oracle_module(name: str) -> Any:
     return importlib.import_module(f"anyformer.verify.oracle_of.{registry.system_of(name).paper.slug}")
 
 
 Subject = Pictures | Text
 _PICTURES, _TEXT = Pictures(), Text()
-SUBJECTS: dict[str, Subject] = {"vision": _PICTURES, "language": _TEXT, "references": _TEXT}
+SUBJECTS: dict[str, Subject] = {"vision": _PICTURES, "language": _TEXT, "references": _TEXT, "survey": _TEXT}
 """By the folder that a system lies in."""
 
 

@@ -7,12 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from anyformer.core.errors import UsageError
 from anyformer.data.augment import Augmentation
 from anyformer.data.corpus import Text, read_text
 from anyformer.data.images import ImageSet, digits
+from anyformer.data.labelled_sequences import SequenceTask as Drawn
+from anyformer.data.list_operations import ListOperations
+from anyformer.parts.embeds.token_table import Tokens
+
+LARGEST = 256  # tokens whose counts a baseline knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +96,49 @@ class TextTask:
     tested: int
 
 
-Task = PictureTask | TextTask
+Labels = Callable[[Tokens, Tensor, Tokens], Tensor]
+"""From training rows and their classes ``(n,)`` and test rows to the predicted classes of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceTask:
+    """Sequences of tokens with classes, drawn without end; what is to be beaten on them, by how much, and what may be spent.
+
+    The rule: over ``seeds``, each of which draws training and test sequences of its own and starts the model, the lower end
+    of the 95 % interval of the mean paired difference in accuracy on the test sequences (Student's t) is above ``margin``.
+    The learning rate is that of ``learning_rates`` whose models are right most often, over the seeds ``swept``, on
+    validation sequences of these seeds; no other run has to do with them. The last weights are tested, once.
+
+    Attributes:
+        data: The sequences; a batch of it is a step.
+        baseline: What is to be beaten.
+        beside: By name, what else is asked for the same sequences, to judge both by.
+        counted: Training sequences that baselines see.
+        tested: Test sequences, and validation sequences.
+        margin: In accuracy.
+        seeds: One run each.
+        steps: Of the training.
+        learning_rates: Peaks, after a straight rise over ``warmup`` of all steps; half a cosine follows.
+        swept: Seeds of the runs that choose among them.
+        warmup: A share of all steps.
+        weight_decay: Of matrices and filters.
+    """
+
+    data: Drawn
+    baseline: Labels
+    beside: dict[str, Labels]
+    counted: int
+    tested: int
+    margin: float
+    seeds: tuple[int, ...]
+    steps: int
+    learning_rates: tuple[float, ...]
+    swept: tuple[int, ...]
+    warmup: float
+    weight_decay: float
+
+
+Task = PictureTask | TextTask | SequenceTask
 
 
 def logistic_regression(images: Tensor, labels: Tensor, test: Tensor) -> Tensor:
@@ -106,13 +155,44 @@ def logistic_regression(images: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     Raises:
         UsageError: scikit-learn is not installed.
     """
+    return _regressed(_pixels(images), labels, _pixels(test))
+
+
+def bag_of_tokens(rows: Tokens, labels: Tensor, test: Tokens) -> Tensor:
+    """The same on how often each token is in a row, wherever it stands."""
+    return _regressed(_counts(rows), labels, _counts(test))
+
+
+def bag_and_first_token(rows: Tokens, labels: Tensor, test: Tokens) -> Tensor:
+    """The same on how often each token is in a row, and which one is first."""
+
+    def known(rows: Tokens) -> Any:
+        return np.concatenate((_counts(rows), np.eye(_counts(rows).shape[1])[rows.ids[:, 0]]), axis=1)
+
+    return _regressed(known(rows), labels, known(test))
+
+
+def most_frequent(rows: Tokens, labels: Tensor, test: Tokens) -> Tensor:
+    """The commonest class of the training rows, for every row."""
+    return labels.mode().values.expand(len(test.ids))
+
+
+def _counts(rows: Tokens) -> Any:
+    """``(n, LARGEST)``."""
+    counts = torch.zeros(len(rows.ids), LARGEST)
+    return counts.scatter_add_(
+        1, rows.ids, torch.ones(rows.ids.shape) if rows.keep is None else rows.keep.float()
+    ).numpy()
+
+
+def _regressed(known: Any, labels: Tensor, asked: Any) -> Tensor:
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise UsageError('the baseline comes with scikit-learn: pip install "anyformer[fit]"') from None
 
-    fitted: Any = LogisticRegression(max_iter=1000).fit(_pixels(images), labels.numpy())
-    return labels.new_tensor(fitted.predict(_pixels(test)))
+    fitted: Any = LogisticRegression(max_iter=1000).fit(known, labels.numpy())
+    return labels.new_tensor(fitted.predict(asked))
 
 
 def _pixels(images: Tensor) -> Any:
@@ -154,5 +234,23 @@ SOURCES = TextTask(
     tested=2**16,
 )
 
-TASKS: dict[str, Task] = {"vision": DIGITS, "language": SOURCES, "references": SOURCES}
+# Counting tokens is right on 22 to 24 % of such lists (the commonest class on 16 %), on sequences of seeds 100 and 101; knowing
+# the outermost operator too, on 35 to 36 %. The margin is five times the standard error of an accuracy of 2,000 sequences, and
+# less than half of what that operator tells.
+LISTS = SequenceTask(
+    data=ListOperations(size=32, depth=4, shortest=32, longest=128),
+    baseline=bag_of_tokens,
+    beside={"most_frequent": most_frequent, "bag_and_first_token": bag_and_first_token},
+    counted=8000,
+    tested=2000,
+    margin=0.05,
+    seeds=(0, 1, 2, 3, 4),
+    steps=1500,
+    learning_rates=(1e-3, 3e-3, 1e-2),
+    swept=(100, 101),
+    warmup=0.1,
+    weight_decay=0.05,
+)
+
+TASKS: dict[str, Task] = {"vision": DIGITS, "language": SOURCES, "references": SOURCES, "survey": LISTS}
 """By field of the catalogue."""

@@ -108,9 +108,9 @@ def _models() -> Iterator[tuple[nn.Module, Tensor]]:
             if system.field == "vision":
                 yield af.create_model(name, **IMAGE), random((2, 1, 8, 8))
             else:
-                yield af.create_model(name), torch.arange(14).view(2, 7) % 11
+                yield af.create_model(name), torch.arange(28).view(2, 14) % 11
     for mixer in DECODED:
-        yield core.build(decoder(mixer)), torch.arange(14).view(2, 7) % 11
+        yield core.build(decoder(mixer)), torch.arange(28).view(2, 14) % 11
 
 
 def calls(model: nn.Module, raw: Tensor) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -150,12 +150,13 @@ def cells() -> dict[str, Cell]:
     found: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
     for model, raw in _models():
         for part, given in calls(model, raw):
-            if isinstance(given[0], Tensor):
+            if isinstance(given[0], Tensor) and given[0].numel():
                 found.setdefault(kind(part.config), (part, given))
     for part, given in alone(known() - {type(part) for part, _ in found.values()}):
         found[kind(part.config)] = (part, given)
     made: dict[str, Cell] = {}
     for part, (x, *context) in found.values():
         name = f"{part.name}-{sum(other.part.name == part.name for other in made.values())}"
-        made[name] = Cell(name, part, x, context[0] if context else None)
+        # inside a hierarchy of chunks the context of a model has a mask, which the checks put there themselves
+        made[name] = Cell(name, part, x, dataclasses.replace(context[0], mask=None) if context else None)
     return made

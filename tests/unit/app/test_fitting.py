@@ -118,3 +118,45 @@ def test_predictions_are_a_line_each_or_json(found, line, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{line}\n"
     predicting.print_predictions(Path("out"), [Path("a.png")], True, "onnx")
     assert json.loads(capsys.readouterr().out) == [vars(found)]
+
+
+def test_a_language_model_is_told_in_bits_and_tokens_a_second(monkeypatch, capsys):
+    found = {"score": 1.5, "interval": [1.4, 1.625], "n": 262_144}
+    report = {
+        "model": "mamba_micro",
+        "system": "mamba",
+        "kind": "language",
+        "metric": "bits per byte",
+        "budget": {
+            "asked": "tokens_per_second>=500",
+            "limits": [1],
+            "met": True,
+            "measured": {"latency_ms": LATENCY, "params": 81_856, "state_bytes": 18_432},
+        },
+        "test": found,
+        "baseline": {**found, "score": 1.84, "name": "n-gram"},
+        "data": {"notes": ["657 files [a]"], "trained_context": 256},
+    }
+    monkeypatch.setattr(fitting, "fit", lambda data, **_: Fitted(Path("out"), report))
+    fitting.run_fit("stdlib")
+    text = said(capsys)
+    for piece in (
+        "mamba_micro (mamba), 81.9k parameters",
+        "note 657 files [a]",
+        "test bits per byte 1.500 (95 % interval 1.400 to 1.625) on 262,144 bytes, read once",
+        "baseline 1.840 (95 % interval 1.400 to 1.625), n-gram",
+        "decoding 2.44k tokens a second (0.41 ms, 0.4 to 0.5 ms), batch 1, after 256",
+        "state 18.4kB of a stream there",
+        "budget tokens_per_second>=500: met",
+        "anyformer generate out --prompt",
+    ):
+        assert piece in text
+
+
+def test_classes_of_text_are_counted_as_texts(monkeypatch, capsys):
+    report = {**REPORT, "data": {"notes": [], "texts": 1800}}
+    monkeypatch.setattr(fitting, "fit", lambda data, **_: Fitted(Path("out"), report))
+    fitting.run_fit("mails")
+    text = said(capsys)
+    assert "on 270 texts, read once" in text
+    assert "model.safetensors, report.html" in text

@@ -42,9 +42,7 @@ def test_adapting_to_the_same_is_copying(name):
 def test_another_size_runs_and_changes_position_tables_alone(name, size):
     model = noisy(name)
     other = af.adapt(model, img_size=size)
-    tables = {"embed.positions"} if name.startswith(("vit", "deit")) else set()
-    if name.startswith("swin"):
-        tables = {key for key in model.state_dict() if key.endswith("mixer.table")}
+    tables = {key for key in model.state_dict() if key.endswith(("embed.positions", "position.table", "mixer.table"))}
     changed = [key for key, tensor in other.state_dict().items() if tensor.shape != model.state_dict()[key].shape]
     assert set(changed) <= tables
     assert equal_but(other, model, *tables) if not changed else True

@@ -113,6 +113,18 @@ def test_the_router_is_computed_in_float32():
     assert torch.equal(routing.experts[:, 0], wanted.argmax(-1))
 
 
+def test_autocast_lowers_the_experts_alone():
+    part, x = made(count=3, capacity=100).float(), random(2, 40, DIM).float()
+    chosen = []
+    part.router.register_forward_hook(lambda _, given, routing: chosen.append(routing.shares))
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = part(x, core.Context())
+    exact = part(x, core.Context())
+    assert torch.equal(*chosen)
+    assert lowered.dtype == exact.dtype == torch.float32
+    assert 0 < (lowered - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 def test_noise_is_for_training_alone():
     router = build("switch", dim=DIM, experts=3, jitter=0.1)
     x = random(200, DIM)

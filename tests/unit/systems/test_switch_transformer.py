@@ -80,7 +80,6 @@ def test_losses_are_those_of_transformers(pair):
         wanted = theirs(input_ids=source, decoder_input_ids=target, output_router_logits=True)
     for name, kind in (("load_balance", "aux"), ("router_z", "z")):
         for given, side in zip(sink[name], ("encoder", "decoder"), strict=True):
-            # theirs leave out the routers of models whose every layer has experts, and ours of two layers is none of them
             torch.testing.assert_close(given, wanted[f"{side}_{kind}_loss"], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sink["load_balance_loss"], [0.01 * balance for balance in sink["load_balance"]])
 

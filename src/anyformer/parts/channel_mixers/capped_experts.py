@@ -111,7 +111,7 @@ class CappedExperts(core.ChannelMixer, name="capped_experts"):
         token = order.div(chosen.shape[1], rounding_mode="floor")
         alone = core.Context(sink=ctx.sink)
         parts = zip(self.experts, x[token].split(sizes), strict=True)
-        given = torch.cat([expert(part, alone) for expert, part in parts])
+        given = torch.cat([expert(part[None], alone)[0] for expert, part in parts])  # a row of the tokens that it takes
         return torch.zeros_like(x).index_add(0, token, given * weights.flatten()[order, None])
 
 

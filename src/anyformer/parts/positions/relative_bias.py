@@ -1,4 +1,4 @@
-"""Relative position biases in buckets (T5, arXiv:1910.10683, section 2.1)."""
+"""Relative position biases in buckets (T5, arXiv:1910.10683)."""
 
 import math
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer import core
+from anyformer.ops.segments import without_autocast
 from anyformer.parts.routers.top_k import Routing
 
 Z = "router_z"
@@ -16,9 +17,9 @@ Z_LOSS = "router_z_loss"
 class Switch(core.Router, name="switch"):
     """One linear map scores the experts; the likeliest is taken, weighted by its probability among all of them; eq. 1-2.
 
-    All of it is computed in float32 at least, whatever the model is in (selective precision, section 2.4). Collects the
-    mean square of the logarithm of the sum of exponentials as "router_z" (arXiv:2202.08906, eq. 5, by the name of
-    transformers' code), and, where ``z`` is not 0, that much of it as "router_z_loss", which training adds to its loss.
+    All of it is computed in float32 at least, whatever the model is in, under autocast too (selective precision, section
+    2.4). Collects the mean square of the logarithm of the sum of exponentials as "router_z" (arXiv:2202.08906, by the name
+    of transformers' code), and, where ``z`` is not 0, that much of it as "router_z_loss", which training adds to its loss.
 
     Shapes: ``(tokens, dim)`` to a :class:`~anyformer.parts.routers.top_k.Routing` of width 1. Cost: ``dim * experts``
     multiply-adds a token.
@@ -51,7 +52,8 @@ class Switch(core.Router, name="switch"):
         if self.training and config.jitter:
             exact = exact * torch.empty_like(exact).uniform_(1 - config.jitter, 1 + config.jitter)
         bias = self.linear.bias
-        scores = F.linear(exact, self.linear.weight.to(precise), None if bias is None else bias.to(precise))
+        with without_autocast(x):
+            scores = F.linear(exact, self.linear.weight.to(precise), None if bias is None else bias.to(precise))
         if ctx.sink is not None:
             z = scores.logsumexp(-1).square().sum() / max(len(x), 1)
             ctx.collect(Z, z)

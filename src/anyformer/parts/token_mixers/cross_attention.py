@@ -1,4 +1,4 @@
-"""Attention to another sequence, such as an encoder's features (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3)."""
+"""Attention to another sequence, such as an encoder's features (Vaswani et al. 2017, arXiv:1706.03762)."""
 
 from torch import Tensor
 

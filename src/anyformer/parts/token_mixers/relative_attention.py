@@ -1,4 +1,4 @@
-"""Attention whose logits know how far apart query and key are (T5, arXiv:1910.10683, section 2.1), both ways or causal."""
+"""Attention whose logits know how far apart query and key are (T5, arXiv:1910.10683), both ways or causal."""
 
 from collections.abc import Callable
 from typing import Any

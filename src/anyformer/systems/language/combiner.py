@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer import core
-from anyformer.core import registry
 from anyformer.core.keymap import KeyMap, row
 from anyformer.ops.causal_attention import kept_first, ordered, restored
 from anyformer.ops.packed import checked
+from anyformer.parts.channel_mixers.tanh_mlp import TanhMLP
 from anyformer.parts.embeds.positioned_token_table import PositionedTokenTable
 from anyformer.parts.embeds.token_table import TokenTable
 from anyformer.parts.linear.linear import Linear
@@ -146,10 +146,13 @@ class Combiner(core.TokenMixer):
         return self.proj.scaled(scale)
 
     def _heads(self, x: Tensor, keep: Tensor | None) -> list[Tensor]:
-        """Scaled queries, keys and values; what counts stands first, and before it stands what it may see."""
-        heads = self.qkv(x).unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        heads = [heads[0] * self.config.scale, *heads[1:]]
-        return heads if keep is None else [ordered(tensor, kept_first(keep), keep) for tensor in heads]
+        """Scaled queries, keys and values; what counts stands first, so that blocks have no holes."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        heads = [q * self.config.scale, k, v]
+        if keep is None:
+            return heads
+        places = kept_first(keep)
+        return [ordered(tensor, places, keep) for tensor in heads]
 
     def _out(self, y: Tensor, keep: Tensor | None) -> Tensor:
         if keep is not None:
@@ -335,14 +338,13 @@ def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
         mixer = CombinerLogsparse.Config(heads=heads, qkv=linear, proj=linear)
     else:
         mixer = CombinerFixed.Config(heads=heads, span=size["span"], qkv=linear, proj=linear)
-    perceptron: Any = registry.part("tanh_mlp").Config
     return Decoder.Config(
         dim=size["dim"],
         vocabulary=vocabulary or data_config(name)["vocabulary"],
         embed=PositionedTokenTable.Config(
             context=size["context"], tokens=TokenTable.Config(table=Linear.Config(bias=False, init=start))
         ),
-        blocks=(layer_block(mixer, perceptron(fc1=linear, fc2=linear), norm),) * size["depth"],
+        blocks=(layer_block(mixer, TanhMLP.Config(fc1=linear, fc2=linear), norm),) * size["depth"],
         norm=norm,
         head=BiasedVocabularyHead.Config(linear=core.Shared.Config(path="embed.tokens.table")),
     )

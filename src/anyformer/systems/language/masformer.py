@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from anyformer import core
-from anyformer.core import registry
 from anyformer.core.joins import Tie
 from anyformer.core.keymap import Join, KeyMap, Row, row
 from anyformer.ops.attention import attention
 from anyformer.ops.causal_attention import kept_first, ordered, restored
 from anyformer.ops.packed import checked
+from anyformer.parts.channel_mixers.tanh_mlp import TanhMLP
 from anyformer.parts.embeds.positioned_token_table import PositionedTokenTable
 from anyformer.parts.embeds.token_table import TokenTable
 from anyformer.parts.heads.vocabulary import VocabularyHead
@@ -190,8 +190,7 @@ def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
     plain, biased, norm = Linear.Config(bias=False, init=start), Linear.Config(init=start), LayerNorm.Config(eps=1e-5)
     full = GroupedQueryAttention.Config(kv_heads=size.heads, scale=1.0, qkv=plain, proj=biased)
     near = BlockSparseAttention.Config(heads=size.heads, scale=1.0, block=size.block, qkv=plain, proj=biased)
-    perceptron: Any = registry.part("tanh_mlp").Config
-    lowest, higher = (layer_block(mixer, perceptron(fc1=biased, fc2=biased), norm) for mixer in (full, near))
+    lowest, higher = (layer_block(mixer, TanhMLP.Config(fc1=biased, fc2=biased), norm) for mixer in (full, near))
     return Decoder.Config(
         dim=size.dim,
         vocabulary=size.vocabulary if vocabulary is None else vocabulary,

@@ -148,7 +148,9 @@ class NativeHybridAttention(core.TokenMixer, name="native_hybrid_attention"):
                 f"the state has room for {places} tokens, not for {state.length + tokens}; ask init_state for more"
             )
         heads = _kept_first(self._heads(x, ctx), ctx.mask)
-        counted = state.filled.new_ones(len(x), tokens) if ctx.mask is None else ctx.mask.sort(dim=1, descending=True)[0]
+        counted = (
+            state.filled.new_ones(len(x), tokens) if ctx.mask is None else ctx.mask.sort(dim=1, descending=True)[0]
+        )
         present = [torch.cat(pair, 2) for pair in zip(state.near, heads[2:], strict=True)]
         seen = torch.cat((state.filled, counted), 1)
         if places < window:  # and so than any token's way through it

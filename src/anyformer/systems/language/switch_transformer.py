@@ -48,6 +48,7 @@ PAPER = core.Paper(
         "Sizes are those of the released files (config.json of base with 32, 64 and 256 experts) and of the authors' "
         "configurations (flaxformer, switch_large.gin); that the other base sizes differ in their experts alone, and that "
         "large has their capacity too, is assumed.",
+        "The paper's sections and its rate of expert dropout are noted from memory; the code of transformers was read.",
         "Left out: XXL, whose gated perceptrons transformers' class has not, and C, whose 61,440 experts are more parts "
         "than a machine for tests can hold.",
     ),

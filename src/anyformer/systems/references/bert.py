@@ -140,8 +140,8 @@ SMALL = ("bert_micro", "bert_mini")  # of bytes, not of the paper: for tests and
 def pattern(name: str, *, vocabulary: int | None = None) -> core.Config:
     """The pattern of a size; ``vocabulary`` is that of the published weights, or of bytes, unless it is given."""
     size = SIZES[name]
-    # Small widths and short trainings need weights that keep the variance of what passes through them.
-    start = core.Init("xavier_uniform") if name in SMALL else core.Init("normal", 0.02)
+    # The norms keep the size of what passes, so that small sizes need no start of their own; a larger one is hard to train.
+    start = core.Init("normal", 0.02)
     linear, norm = Linear.Config(init=start), LayerNorm.Config(eps=1e-12)
     tokens = PositionedTokenTable.Config(
         context=size.context, tokens=TokenTable.Config(table=Linear.Config(bias=False, init=start)), init=start

@@ -11,12 +11,10 @@ store transposed; ``norm1`` and ``norm2`` are their ``ln_1`` and ``ln_2``, ``nor
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
-from torch.nn import functional as F
-
 from anyformer import core
 from anyformer.core.joins import Tie
 from anyformer.core.keymap import KeyMap, Permute, Row, row
+from anyformer.parts.channel_mixers.tanh_mlp import TanhMLP
 from anyformer.parts.embeds.positioned_token_table import PositionedTokenTable
 from anyformer.parts.embeds.token_table import TokenTable
 from anyformer.parts.heads.vocabulary import VocabularyHead
@@ -33,33 +31,9 @@ PAPER = core.Paper(
         "Sizes are those of the published configurations, the smallest the default of transformers; the figures of the "
         "paper's table of sizes, and that the authors corrected them, are noted from memory.",
         "Weights start as in transformers, whose vectors of positions start as large as all others.",
+        "There is no dropout in training.",
     ),
 )
-
-
-class TanhMLP(core.ChannelMixer, name="tanh_mlp"):
-    """``fc2(gelu(fc1(x)))`` on every token by itself, with GELU's tanh form (Hendrycks and Gimpel, arXiv:1606.08415).
-
-    Shapes: ``(batch, *grid, dim) -> (batch, *grid, dim)``. Cost: ``2 * dim * hidden`` multiply-adds a token.
-    """
-
-    class Config(core.Config):
-        """``hidden`` is four times ``dim`` where it is left open."""
-
-        dim: int = core.bound()
-        hidden: int = core.derived(lambda c: 4 * c.dim)
-        fc1: core.Config = core.linear()
-        fc2: core.Config = core.linear()
-
-    axes = {"fc1.weight": "hidden dim", "fc2.weight": "dim hidden"}
-
-    def forward(self, x: Tensor, ctx: core.Context) -> Tensor:
-        """Widen, activate, narrow."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-    def scaled(self, scale: Tensor) -> bool:
-        """By the last product."""
-        return self.fc2.scaled(scale)
 
 
 class Size(NamedTuple):

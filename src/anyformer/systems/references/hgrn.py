@@ -76,7 +76,13 @@ def data_config(name: str) -> dict[str, Any]:
 
 
 PUBLISHED = {
-    "hgrn_1.3b": core.Published(params=1.3e9, macs=None, at=(64,), source="fla-hub/hgrn-1.3B-100B, by its name"),
+    "hgrn_1.3b": core.Published(
+        params=1.3e9,
+        macs=None,
+        at=(64,),
+        source="fla-hub/hgrn-1.3B-100B, by its name",
+        explained="the code that it was published with builds 1.364 billion as well",
+    ),
     "hgrn_2.7b": core.Published(params=2.7e9, macs=None, at=(64,), source="fla-hub/hgrn-2.7B-100B, by its name"),
 }
 

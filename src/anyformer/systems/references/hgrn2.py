@@ -72,7 +72,13 @@ def data_config(name: str) -> dict[str, Any]:
 
 
 PUBLISHED = {
-    "hgrn2_1.3b": core.Published(params=1.3e9, macs=None, at=(64,), source="fla-hub/hgrn2-1.3B-100B, by its name"),
+    "hgrn2_1.3b": core.Published(
+        params=1.3e9,
+        macs=None,
+        at=(64,),
+        source="fla-hub/hgrn2-1.3B-100B, by its name",
+        explained="the code that it was published with builds 1.364 billion as well",
+    ),
 }
 
 

@@ -184,7 +184,7 @@ class DistilledMeanHead(core.Head, name="distilled_mean_head"):
         """Pool, score twice."""
         core.grid_of(ctx, self)
         pooled = x.flatten(1, -2).mean(dim=1)
-        if self.label is None:
+        if self.label is None or self.teacher is None:
             return pooled
         label, teacher = self.label(pooled), self.teacher(pooled)
         return DistilledScores(label, teacher) if self.training else (label + teacher) / 2

@@ -1,0 +1,1 @@
+"""Surveys and benchmarks: the models that they compare."""
