@@ -35,6 +35,12 @@ def _figures(record: Record) -> str:
             return (
                 f"worst error in float64 {worst:.1e}, float32 {max(c['float32'] for c in figures['comparisons']):.1e}"
             )
+        case "claim":
+            low, high = figures["interval"]
+            return f"{figures['verdict']}: the mechanism is ahead by {low:.3g} to {high:.3g}"
+        case _ if "bits_per_byte" in figures:
+            low, high = figures["interval"]
+            return f"ahead of the baseline by {low:.2f} to {high:.2f} bits per byte"
         case _:
             low, high = figures["interval"]
             return f"ahead of the baseline by {low:.2%} to {high:.2%}"

@@ -13,7 +13,7 @@ from anyformer.data.labelled_text import padded
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceTask(ABC):
+class LabelledSequences(ABC):
     """A task whose sequences are pure functions of its seed and their number; its call gives the batch of a step.
 
     No sequence comes twice, so that there are no epochs. Learn from one seed and test with another.

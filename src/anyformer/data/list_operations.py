@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anyformer.core.errors import UsageError
-from anyformer.data.labelled_sequences import SequenceTask
+from anyformer.data.labelled_sequences import LabelledSequences
 from anyformer.data.seeds import derive_seed
 
 DIGITS = 10
@@ -25,7 +25,7 @@ ATTEMPTS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListOperations(SequenceTask):
+class ListOperations(LabelledSequences):
     """Expressions such as ``[MAX 2 9 [MIN 4 7 ] 0 ]``; MED is the median rounded down, SM the sum modulo 10.
 
     An argument is a list with probability ``LIST_SHARE``, a digit otherwise, and a digit where the depth is reached; lists
@@ -44,7 +44,7 @@ class ListOperations(SequenceTask):
     longest: int = 1999
 
     def check(self) -> None:
-        """See :class:`~anyformer.data.labelled_sequences.SequenceTask`."""
+        """See :class:`~anyformer.data.labelled_sequences.LabelledSequences`."""
         if self.depth < 1 or self.arguments < 2 or self.shortest > self.longest:
             raise UsageError(
                 f"ListOps of depth {self.depth} with {self.arguments} arguments and {self.shortest} to {self.longest} tokens "
@@ -62,7 +62,7 @@ class ListOperations(SequenceTask):
         return DIGITS
 
     def sample(self, number: int) -> tuple[np.ndarray, int]:
-        """See :class:`~anyformer.data.labelled_sequences.SequenceTask`."""
+        """See :class:`~anyformer.data.labelled_sequences.LabelledSequences`."""
         seed = derive_seed(self.seed, "ListOperations", number)
         chance = random.Random(seed).random  # noqa: S311 - to be drawn again, not to be secret
         for _ in range(ATTEMPTS):

@@ -1,20 +1,22 @@
 """Pathfinder: two circles in a picture of dashed paths, and the question whether one path joins them.
 
-After Linsley et al. 2018 (arXiv:1805.08315) in the form of Long Range Arena (arXiv:2011.04006), where a model reads the
+After Kim et al. 2020 (openreview.net, HJxrVA4FDS) in the form of Long Range Arena (arXiv:2011.04006), where a model reads the
 pixels as one sequence. Every picture has two long paths and some short ones. The circles stand at both ends of one long path,
-or at an end of each, so that neither the paths nor the circles by themselves tell the class. Drawn here, by a generator of our
-own: the official pictures are files. No two paths come nearer than ``clearance``, which is more than any gap between dashes.
+or at an end of each, as far from one another, so that neither the paths nor the circles by themselves tell the class. Drawn
+here, by a generator of our own: the official pictures are files. No two paths come nearer than ``clearance``, which is more
+than any gap between dashes.
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from anyformer.core.errors import UsageError
-from anyformer.data.labelled_sequences import SequenceTask
+from anyformer.data.labelled_sequences import LabelledSequences
 from anyformer.data.seeds import derive_seed
 
 LEVELS = 256
@@ -37,6 +39,8 @@ class Parameters:
         clearance: Least distance between two paths, and between parts of one that are not neighbours.
         thickness: Of a dash.
         radius: Of a circle.
+        apart: Least distance between the circles.
+        alike: Most by which the distance of the circles could differ if the picture had the other class.
         margin: Between the paths and the edge.
         ink: Brightness of dashes, of the range; circles have all of it.
         drawing: The version of the code that draws, which is to change with it.
@@ -52,6 +56,8 @@ class Parameters:
     clearance: float = 2.75
     thickness: float = 0.75
     radius: float = 1.5
+    apart: float = 5.0
+    alike: float = 1.0
     margin: float = 1.5
     ink: float = 0.75
     drawing: int = 1
@@ -86,7 +92,7 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pathfinder(SequenceTask):
+class Pathfinder(LabelledSequences):
     """Pixels of 256 levels, row after row, as ``side * side`` tokens; class 1 where a path joins the circles.
 
     Every other picture is of class 1.
@@ -98,7 +104,7 @@ class Pathfinder(SequenceTask):
     side: int = 32
 
     def check(self) -> None:
-        """See :class:`~anyformer.data.labelled_sequences.SequenceTask`."""
+        """See :class:`~anyformer.data.labelled_sequences.LabelledSequences`."""
         if self.side not in PARAMETERS:
             known = " or ".join(map(str, PARAMETERS))
             raise UsageError(f"pictures of paths have a side of {known} pixels, not {self.side}")
@@ -114,7 +120,7 @@ class Pathfinder(SequenceTask):
         return 2
 
     def sample(self, number: int) -> tuple[np.ndarray, int]:
-        """See :class:`~anyformer.data.labelled_sequences.SequenceTask`."""
+        """See :class:`~anyformer.data.labelled_sequences.LabelledSequences`."""
         drawn = scene(self.side, number, self.seed)
         return draw(drawn, self.side).reshape(-1), int(drawn.joined)
 
@@ -123,20 +129,11 @@ def scene(side: int, number: int, seed: int) -> Scene:
     """The paths and circles of a picture; joined where the number is odd."""
     parameters = PARAMETERS[side]
     chance = np.random.Generator(np.random.PCG64(derive_seed(seed, "pathfinder", side, number)))
-    lengths = (parameters.dashes,) * 2 + (parameters.short_dashes,) * parameters.short_paths
-    paths: list[np.ndarray] = []
-    while len(paths) < len(lengths):  # begun anew where what there is leaves no room
-        paths = []
-        for length in lengths:
-            path = _path(chance, parameters, length, paths)
-            if path is None:
-                break
-            paths.append(path)
-    joined = number % 2 == 1
-    ends = [[path[0, 0], path[-1, 1]] for path in paths[:2]]
-    first, second = (int(chance.random() * 2) for _ in range(2))
-    circles = np.array(ends[first] if joined else [ends[0][first], ends[1][second]])
-    return Scene(tuple(paths), circles, joined)
+    while True:  # begun anew where what there is leaves no room, or no choice of circles
+        paths = _paths(chance, parameters)
+        circles = None if paths is None else _circles(chance, parameters, paths)
+        if paths is not None and circles is not None:
+            return Scene(paths, circles[number % 2], number % 2 == 1)
 
 
 def draw(drawn: Scene, side: int, scale: int = 1) -> np.ndarray:
@@ -151,8 +148,31 @@ def draw(drawn: Scene, side: int, scale: int = 1) -> np.ndarray:
     return np.round(light * (LEVELS - 1)).astype(np.uint8).reshape(side * scale, side * scale)
 
 
+def _paths(chance: np.random.Generator, parameters: Parameters) -> tuple[np.ndarray, ...] | None:
+    paths: list[np.ndarray] = []
+    for length in (parameters.dashes,) * 2 + (parameters.short_dashes,) * parameters.short_paths:
+        path = _path(chance, parameters, length, paths)
+        if path is None:
+            return None
+        paths.append(path)
+    return tuple(paths)
+
+
+def _circles(chance: np.random.Generator, parameters: Parameters, paths: tuple[np.ndarray, ...]) -> np.ndarray | None:
+    """``(2, 2, 2)``, two circles apart and two joined, as far from one another; None where there are no such ends."""
+    ends = np.array([[path[0, 0], path[-1, 1]] for path in paths[:2]])
+    apart = np.array([(first, second) for first in ends[0] for second in ends[1]])
+    for joined in ends[chance.permutation(2)]:
+        wanted = np.linalg.norm(joined[0] - joined[1])
+        for other in apart[chance.permutation(4)]:
+            distance = np.linalg.norm(other[0] - other[1])
+            if min(wanted, distance) >= parameters.apart and abs(wanted - distance) <= parameters.alike:
+                return np.stack((other, joined))
+    return None
+
+
 def _path(
-    chance: np.random.Generator, parameters: Parameters, length: int, others: list[np.ndarray]
+    chance: np.random.Generator, parameters: Parameters, length: int, others: Sequence[np.ndarray]
 ) -> np.ndarray | None:
     """A path that keeps clear of the others; None where none was found."""
     taken = _points(np.concatenate(others)) if others else np.empty((0, 2))

@@ -12,7 +12,7 @@ import numpy as np
 
 from anyformer.core.errors import UsageError
 from anyformer.data.corpus import Text, read_text
-from anyformer.data.labelled_sequences import SequenceTask
+from anyformer.data.labelled_sequences import LabelledSequences
 from anyformer.data.seeds import derive_seed
 
 PACKAGES = ("asyncio", "ctypes", "email", "importlib", "json", "multiprocessing", "unittest", "xml")
@@ -21,7 +21,7 @@ SHARES = (0.7, 0.15, 0.15)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourcePackages(SequenceTask):
+class SourcePackages(LabelledSequences):
     """Pieces of ``tokens`` bytes and the number of the package that each is from, all packages alike often.
 
     Within a package every place of every file of the part is as likely as another. Files that are shorter than a piece are
@@ -40,7 +40,7 @@ class SourcePackages(SequenceTask):
     packages: tuple[str, ...] = PACKAGES
 
     def check(self) -> None:
-        """See :class:`~anyformer.data.labelled_sequences.SequenceTask`."""
+        """See :class:`~anyformer.data.labelled_sequences.LabelledSequences`."""
         if self.tokens < 1 or len(self.packages) < 2:
             raise UsageError(
                 f"pieces of {self.tokens} bytes from {len(self.packages)} packages are no task; give more of both"
@@ -59,7 +59,7 @@ class SourcePackages(SequenceTask):
         return len(self.packages)
 
     def sample(self, number: int) -> tuple[np.ndarray, int]:
-        """See :class:`~anyformer.data.labelled_sequences.SequenceTask`."""
+        """See :class:`~anyformer.data.labelled_sequences.LabelledSequences`."""
         chance = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "SourcePackages", self.part, number)))
         label = int(chance.random() * self.classes)
         places = self._places[label]

@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class LanguageMaterial(Material):
         parts: bytes of each part, and the digest of the division.
         notes: what was passed over and how the text was divided, in sentences.
     """
+
+    looks: ClassVar[int] = 8  # a clock that stops a run early then finds something
 
     text: Text
     train: Encoded

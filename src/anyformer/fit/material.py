@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -33,6 +33,8 @@ class Material(ABC):
         candidates: by name.
         origins: what each candidate that was started from weights, or should have been, started from.
     """
+
+    looks: ClassVar[int] = 2  # evaluations in the first rung, where they do not take too long
 
     config: dict[str, Any]
     weights: Weights | None = None

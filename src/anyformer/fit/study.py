@@ -200,9 +200,9 @@ class Study:
         return every, tuple(bounds)
 
     def _looks(self, count: int) -> int:
-        """Evaluations in the first rung: two, or one where they would take too much of its time."""
+        """Evaluations in the first rung: as many as the data want, or fewer where they would take too much of its time."""
         evaluation = self.data.looked_at / (PASSES * self.data.batch)  # in training steps
-        return 2 if 2 * evaluation <= LOOK_SHARE * count else 1
+        return next((n for n in range(self.data.looks, 1, -1) if n * evaluation <= LOOK_SHARE * count), 1)
 
     def _trainer(self, name: str) -> Trainer:
         if name in self.trainers:

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class TextClassesMaterial(Material):
         split: which train, which choose and which test.
         aim: the classes and how they are weighed.
     """
+
+    looks: ClassVar[int] = 8  # a clock that stops a run early then finds something
 
     texts: TextSet
     split: Split

@@ -285,6 +285,66 @@ void backward(
     }
 }
 
+// One token of one row, in place: the convolution of a Mamba layer, then its scan and its gate. Both walk the channels in
+// single vectors; the last one may be shorter.
+template <typename Number> inline Vector<Number> part(const Number* from, int count) {
+    Vector<Number> lanes{};
+    std::memcpy(&lanes, from, count * sizeof(Number));
+    return lanes;
+}
+
+template <typename Number> inline Vector<Number> silu(Vector<Number> x) {
+    return x / (1 + exp2<Number>(x * Number(-1 / LN2)));
+}
+
+// y = silu(bias + sum of weights (channels, kernel) times the last inputs, which are (kernel - 1, channels), and x).
+template <typename Number>
+void convolve_token(
+    int64_t channels, int64_t kernel, const Number* x, const Number* weights, const Number* bias, Number* last, Number* y
+) {
+    constexpr int width = Lanes<Number>::size;
+    for (int64_t channel = 0; channel < channels; channel += width) {
+        const int count = int(least(width, channels - channel));
+        Vector<Number> sum = bias ? part(bias + channel, count) : Vector<Number>{};
+        for (int64_t j = 0; j < kernel; ++j) {
+            Vector<Number> weight{};
+            for (int lane = 0; lane < count; ++lane) weight[lane] = weights[(channel + lane) * kernel + j];
+            const Number* from = j + 1 < kernel ? last + j * channels + channel : x + channel;
+            const Vector<Number> input = part(from, count);
+            sum += weight * input;
+            if (j > 0) std::memcpy(last + (j - 1) * channels + channel, &input, count * sizeof(Number));
+        }
+        sum = silu<Number>(sum);
+        std::memcpy(y + channel, &sum, count * sizeof(Number));
+    }
+}
+
+// As forward for one token, with rates -exp(log_rates (channels, n)), and y times silu(gate).
+template <typename Number>
+void scan_token(
+    int64_t channels, int64_t n, const Number* x, const Number* step, const Number* log_rates, const Number* b,
+    const Number* c, const Number* d, const Number* gate, Number* state, Number* y
+) {
+    constexpr int width = Lanes<Number>::size;
+    const FlushTinyNumbers flush;
+    for (int64_t channel = 0; channel < channels; channel += width) {
+        const int count = int(least(width, channels - channel));
+        const Vector<Number> delta = part(step + channel, count), value = part(x + channel, count);
+        const Vector<Number> input = delta * value, exponent = delta * Number(-1 / LN2);
+        Vector<Number> sum = part(d + channel, count) * value;
+        for (int64_t j = 0; j < n; ++j) {
+            Vector<Number> log_rate{};
+            for (int lane = 0; lane < count; ++lane) log_rate[lane] = log_rates[(channel + lane) * n + j];
+            const Vector<Number> decay = exp2<Number>(exponent * exp2<Number>(log_rate * Number(1 / LN2)));
+            const Vector<Number> h = decay * part(state + j * channels + channel, count) + input * b[j];
+            std::memcpy(state + j * channels + channel, &h, count * sizeof(Number));
+            sum += h * c[j];
+        }
+        sum *= silu<Number>(part(gate + channel, count));
+        std::memcpy(y + channel, &sum, count * sizeof(Number));
+    }
+}
+
 }  // namespace
 
 #define EXPORTED(Number, name, one)                                                                                     \
@@ -309,3 +369,16 @@ EXPORTED(float, float32, false)
 EXPORTED(double, float64, false)
 EXPORTED(float, float32_one, true)
 EXPORTED(double, float64_one, true)
+
+extern "C" void convolve_token_float32(
+    int64_t channels, int64_t kernel, float* x, float* weights, float* bias, float* last, float* y
+) {
+    convolve_token<float>(channels, kernel, x, weights, bias, last, y);
+}
+
+extern "C" void scan_token_float32(
+    int64_t channels, int64_t n, float* x, float* step, float* log_rates, float* b, float* c, float* d, float* gate,
+    float* state, float* y
+) {
+    scan_token<float>(channels, n, x, step, log_rates, b, c, d, gate, state, y);
+}

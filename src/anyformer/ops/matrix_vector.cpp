@@ -1,8 +1,10 @@
-// A matrix times one vector, which takes as long as reading the matrix. matrix_vector.py beside this file calls it.
+// A matrix times one vector, which takes as long as reading the matrix, and the norm of a vector. matrix_vector.py and
+// rms_norm.py beside this file call it.
 //
-// One processor core waits for memory most of the time, so what counts is how many reads are under way: a matrix is read
-// from eight places at once, each going on by itself, which the processor's own prefetching and a little asking ahead keep busy.
+// A core waits for memory most of the time, so what counts is how many reads are under way: a matrix is read from eight
+// places at once, each going on by itself, and a little ahead.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -13,7 +15,7 @@ namespace {
 typedef float Vector __attribute__((vector_size(64)));
 
 constexpr int LANES = 16, STREAMS = 8, AHEAD = 128;  // ahead: numbers that are asked for before they are needed
-constexpr int64_t BLOCK = 64;                        // rows that stay in the nearest cache while several vectors meet them
+constexpr int64_t BLOCK = 64;  // rows that stay in the nearest cache while many vectors meet them
 
 inline Vector load(const float* from) {
     Vector lanes;
@@ -21,10 +23,19 @@ inline Vector load(const float* from) {
     return lanes;
 }
 
+template <typename Half, typename Whole> inline Half halved(const Whole& lanes) {
+    Half low, high;
+    std::memcpy(&low, &lanes, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&lanes) + sizeof low, sizeof high);
+    return low + high;
+}
+
+// By halves: one lane after the other would take longer than reading a short row.
 inline float sum(Vector lanes) {
-    float total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += lanes[lane];
-    return total;
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    const Four four = halved<Four>(halved<Eight>(lanes));
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -57,7 +68,7 @@ void rows_times_vectors(const float* w, int64_t rows, int64_t width, const float
         }
 }
 
-// y += x W for neighbouring rows, some vectors x, whose numbers lie x_row apart, and count times as many columns as lanes.
+// y += x W for neighbouring rows and some vectors x, which lie x_row apart; count times as many columns as there are lanes.
 template <int vectors, int count>
 void vectors_times_columns(const float* w, int64_t rows, int64_t width, const float* x, int64_t x_row, float* y) {
     constexpr int sets = vectors == 1 ? 2 : 1;  // where there is one vector, one addition would wait for the other
@@ -88,7 +99,8 @@ void vectors_times_columns(const float* w, int64_t rows, int64_t width, const fl
 template <int vectors>
 void vectors_times_rows(const float* w, int64_t rows, int64_t width, const float* x, int64_t x_row, float* y) {
     int64_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) vectors_times_columns<vectors, 4>(w + i, rows, width, x, x_row, y + i);
+    for (; i + 4 * LANES <= width; i += 4 * LANES)
+        vectors_times_columns<vectors, 4>(w + i, rows, width, x, x_row, y + i);
     for (; i < width; i += LANES) vectors_times_columns<vectors, 1>(w + i, rows, width, x, x_row, y + i);
 }
 
@@ -101,8 +113,8 @@ template <typename Work> void each_few(int64_t group, Work work) {
     if (group - v == 1) work(v, std::integral_constant<int, 1>());
 }
 
-// Each of some heads has a matrix, (rows, width), and a group of vectors; heads' matrices lie head_stride apart. Every head
-// is split into parts of its rows, so that all threads have as much to do.
+// Each of some heads has a matrix, (rows, width), and a group of vectors; matrices lie head_stride apart. Their rows are
+// split into parts, so that all threads have as much to do.
 struct Sizes {
     int64_t heads, group, rows, width, head_stride, parts, threads;
 };
@@ -119,8 +131,9 @@ template <typename Work> void each_part(const Sizes& sizes, Work work) {
 
 }  // namespace
 
-// y (heads, group, rows): each matrix's rows times each vector of x (heads, group, width); of one vector, plus bias and add.
-extern "C" void anyformer_rows(Sizes sizes, const float* w, const float* x, const float* bias, const float* add, float* y) {
+// y (heads, group, rows): each matrix's rows times each vector of x (heads, group, width). A single one may have a bias and
+// an addend.
+extern "C" void rows_of(Sizes sizes, const float* w, const float* x, const float* bias, const float* add, float* y) {
     each_part(sizes, [&](int64_t, int64_t head, int64_t row, int64_t count) {
         const float* from = w + head * sizes.head_stride + row * sizes.width;
         float* to = y + head * sizes.group * sizes.rows + row;
@@ -134,7 +147,7 @@ extern "C" void anyformer_rows(Sizes sizes, const float* w, const float* x, cons
 }
 
 // y (heads, group, width): the sum of each matrix's rows with the weights x (heads, group, rows).
-extern "C" void anyformer_columns(Sizes sizes, const float* w, const float* x, float* y) {
+extern "C" void columns_of(Sizes sizes, const float* w, const float* x, float* y) {
     const int64_t of_head = sizes.group * sizes.width;
     std::vector<float> sums(sizes.heads * sizes.parts * of_head);
     each_part(sizes, [&](int64_t task, int64_t head, int64_t row, int64_t count) {
@@ -152,4 +165,15 @@ extern "C" void anyformer_columns(Sizes sizes, const float* w, const float* x, f
             for (int64_t part = 0; part < sizes.parts; ++part) total += sums[(head * sizes.parts + part) * of_head + i];
             y[head * of_head + i] = total;
         }
+}
+
+// y = x / sqrt(mean(x^2) + eps) * weight.
+extern "C" void root_mean_square(int64_t width, float eps, const float* x, const float* weight, float* y) {
+    Vector squares{};
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) squares += load(x + i) * load(x + i);
+    float total = sum(squares);
+    for (; i < width; ++i) total += x[i] * x[i];
+    const float scale = 1 / std::sqrt(total / width + eps);
+    for (i = 0; i < width; ++i) y[i] = x[i] * scale * weight[i];
 }

@@ -82,9 +82,14 @@ def matrix_vector(weight: Tensor, x: Tensor, bias: Tensor | None = None, add: Te
         y = F.linear(x, weight, bias)
         return y if add is None else y + add
     y = x.new_empty(*x.shape[:-1], out)
-    sizes = _sizes(1, 1, out, width, 0)
-    bias_, add_ = (None if tensor is None else tensor.data_ptr() for tensor in (bias, add))
-    _function(library, "anyformer_rows", 5)(sizes, weight.data_ptr(), x.data_ptr(), bias_, add_, y.data_ptr())
+    _function(library, "rows_of", 5)(
+        _sizes(1, 1, out, width, 0),
+        weight.data_ptr(),
+        x.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        None if add is None else add.data_ptr(),
+        y.data_ptr(),
+    )
     return y
 
 
@@ -116,11 +121,11 @@ def one_query(q: Tensor, keys: Tensor, values: Tensor, length: int, scale: float
     group = heads // kv_heads
     scores = q.new_empty(heads, length)
     sizes = _sizes(kv_heads, group, length, head_dim, slots * head_dim)
-    _function(library, "anyformer_rows", 5)(sizes, keys.data_ptr(), q.data_ptr(), None, None, scores.data_ptr())
+    _function(library, "rows_of", 5)(sizes, keys.data_ptr(), q.data_ptr(), None, None, scores.data_ptr())
     weights = torch.softmax(scores.mul_(scale), 1)
     out = q.new_empty(1, heads, 1, width)
     sizes = _sizes(kv_heads, group, length, width, slots * width)
-    _function(library, "anyformer_columns", 3)(sizes, values.data_ptr(), weights.data_ptr(), out.data_ptr())
+    _function(library, "columns_of", 3)(sizes, values.data_ptr(), weights.data_ptr(), out.data_ptr())
     return out
 
 

@@ -4,12 +4,16 @@
 Source: Gu and Dao 2023, "Mamba", algorithm 2 and equation 2 (``b`` by Euler's rule, as its code has it).
 """
 
+import ctypes
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from anyformer.ops import extension
 from anyformer.ops.diagonal_scan import check_shapes, scan
+from anyformer.ops.matrix_vector import plain
 from anyformer.ops.packed import check_row
 
 
@@ -71,6 +75,44 @@ def selective_scan(
         b, c = b.flatten(0, 1)[:, None], c.flatten(0, 1)[:, None]
         y, last = scan(x_.flatten(0, 1), step_.flatten(0, 1), a.mT, b, c, d, state.mT, offsets)
     return y.view(x.shape).to(x.dtype), last.mT
+
+
+def scan_token(
+    x: Tensor, step: Tensor, log_rates: Tensor, b: Tensor, c: Tensor, d: Tensor, gate: Tensor, state: Tensor
+) -> Tensor | None:
+    """``silu(gate)`` times the scan of one token of one row, in C++ where a compiler is found; the state goes on.
+
+    Args:
+        x: (1, 1, channels).
+        step: (1, 1, channels).
+        log_rates: (channels, n), the logarithms of the negative rates.
+        b: (1, 1, n).
+        c: (1, 1, n).
+        d: (channels,).
+        gate: (1, 1, channels).
+        state: (1, channels, n), of which the channels lie beside each other in memory; it is overwritten.
+
+    Returns:
+        Outputs like x; None where torch is to compute them: no compiler, other types, or gradients are wanted.
+    """
+    channels, n = log_rates.shape
+    fits = x.shape == step.shape == gate.shape == (1, 1, channels) and b.shape == c.shape == (1, 1, n)
+    if not fits or state.shape != (1, channels, n) or not plain(x, step, log_rates, b, c, d, gate, state.mT):
+        return None
+    library = extension.library("diagonal_scan")
+    if library is None:
+        return None
+    y = torch.empty_like(x)
+    tensors = x, step, log_rates, b, c, d, gate, state, y
+    _token_function(library)(channels, n, *(tensor.data_ptr() for tensor in tensors))
+    return y
+
+
+@functools.cache
+def _token_function(library: ctypes.CDLL) -> Callable[..., None]:
+    function = library.scan_token_float32
+    function.argtypes, function.restype = [*(ctypes.c_int64,) * 2, *(ctypes.c_void_p,) * 9], None
+    return function
 
 
 def reference_selective_scan(

@@ -3,14 +3,15 @@
 import hashlib
 import importlib
 import inspect
+import pkgutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from anyformer.core import registry
 from anyformer.core.errors import UsageError
+from anyformer.verify import claim_of as experiments_of
 from anyformer.verify.evidence import Evidence
 from anyformer.verify.learns import interval
 
@@ -46,13 +47,22 @@ class Claim:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
+def claimed() -> list[str]:
+    """The slugs for whose claims an experiment has been written."""
+    return [module.name for module in pkgutil.iter_modules(experiments_of.__path__)]
+
+
 def claim_of(slug: str) -> Claim:
     """The claim of a system. Raises UsageError where no experiment has been written for it."""
-    registry.system(slug)
-    name = f"anyformer.verify.claim_of.{slug}"
-    if find_spec(name) is None:
-        raise UsageError(f"there is no experiment for the claim of {slug} yet")
-    return importlib.import_module(name).CLAIM
+    return _module_of(slug).CLAIM
+
+
+def _module_of(slug: str) -> Any:
+    if slug not in claimed():
+        raise UsageError(
+            f"no experiment has been written for the claim of {slug}; there are some for {', '.join(claimed())}"
+        )
+    return importlib.import_module(f"anyformer.verify.claim_of.{slug}")
 
 
 def rule(slug: str) -> dict[str, Any]:

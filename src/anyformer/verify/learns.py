@@ -135,9 +135,9 @@ def sequence_run(name: str, task: SequenceTask, seed: int, learning_rate: float,
     Trainer({"student": student}, Classification(smoothing=0.0), batches, seed=seed).run(task.steps)
     rows, labels = _sequences(task, task.tested, seed, part)
     model.eval()
-    pieces = range(0, len(labels), TOGETHER)
+    pieces = torch.arange(len(labels)).split(TOGETHER)
     with torch.no_grad():
-        scores = [model(Tokens(*(t[first : first + TOGETHER] for t in (rows.ids, rows.keep)))) for first in pieces]
+        scores = [model(Tokens(rows.ids[some], None if rows.keep is None else rows.keep[some])) for some in pieces]
     return accuracy(torch.cat(scores), labels)
 
 

@@ -17,8 +17,9 @@ from anyformer.core.machine import processor
 
 PACKAGE = Path(__file__).parents[1]
 LEDGER = PACKAGE / "ledger.jsonl"
-LEVELS = ("built", "equal", "learns")
-OF_THE_SYSTEM = ("learns",)  # shown on one model of a system, for its mechanism
+LEVELS = ("built", "equal", "learns", "claim")
+OF_THE_SYSTEM = ("learns", "claim")  # shown on one model of a system, for its mechanism
+RULE = "rule"  # the level of a record that fixes what a claim is measured by, written before the run
 LIBRARIES = ("anyformer", "torch", "numpy", "timm", "scikit-learn")
 
 
@@ -29,7 +30,7 @@ class Record:
     Attributes:
         slug: The system.
         name: The model that was looked at.
-        level: "built", "equal", "learns".
+        level: "built", "equal", "learns", "claim"; or "rule", before a claim.
         reached: Whether the level holds.
         failures: What does not hold, in words.
         figures: What was measured.

@@ -1,10 +1,11 @@
 """The proof levels of a system, one model after another, each into the ledger."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from anyformer.core.errors import UsageError, nearest
 from anyformer.core.registry import System
 from anyformer.core.store import create_model
 from anyformer.verify import behaviour, encoder_behaviour, index, ledger, structure, text_behaviour
+from anyformer.verify.claim import claim, rule
 from anyformer.verify.equal import equal
 from anyformer.verify.evidence import Evidence
 from anyformer.verify.learns import learns
@@ -47,7 +49,7 @@ def behaviours(name: str) -> dict[str, Callable[..., list[str]]]:
     return encoder_behaviour.CHECKS if reads_whole(name) else text_behaviour.CHECKS
 
 
-LEVELS: dict[str, Callable[[str], Evidence]] = {"built": built, "equal": equal, "learns": learns}
+LEVELS: dict[str, Callable[[str], Evidence]] = {"built": built, "equal": equal, "learns": learns, "claim": claim}
 
 
 def verify(
@@ -62,11 +64,12 @@ def verify(
 
     Args:
         slug: The system.
-        levels: Of ``LEVELS``; ``learns`` is shown on the largest of the system's small models, whatever ``names`` says.
+        levels: Of ``LEVELS``; ``learns`` and ``claim`` are shown for the system, whatever ``names`` says; the
+            rule of a claim is in the ledger before it is measured.
         names: The models; all of the system when absent.
         report: Told every outcome as soon as it is in the ledger.
         path: The ledger; the index is renewed beside the one of the package only.
-        note: Told, in a sentence, which level does not apply to a model, and why; nothing is recorded then.
+        note: Told, in a sentence, that a level does not apply to the system, and why; nothing is recorded then.
 
     Returns:
         One record for every level and model, in this order.
@@ -80,30 +83,38 @@ def verify(
     _known(names or (), system.names, f"model of {slug}")
     code, records = ledger.code(), list[Record]()
     for level in wanted:
-        for name in _models(system, level, names):
-            if level == "equal" and (reason := absent(name)):
-                note(f"{name}: the level equal does not apply: {reason}")
-                continue
+        models = _models(system, level, names)
+        if level == "equal" and (reason := absent(models[0])):
+            note(f"the level equal does not apply to {slug}: {reason}")
+            continue
+        for name in models:
+            if level == "claim":
+                fixed = _record(slug, name, ledger.RULE, Evidence(rule(slug)), 0.0, code)
+                ledger.append(fixed, path)
             started = time.monotonic()
             evidence = LEVELS[level](name)
-            record = Record(
-                slug=slug,
-                name=name,
-                level=level,
-                reached=not evidence.failures,
-                failures=list(evidence.failures),
-                figures=evidence.figures,
-                seeds=list(evidence.seeds),
-                seconds=round(time.monotonic() - started, 1),
-                **code,
-                **ledger.surroundings(),
-            )
+            record = _record(slug, name, level, evidence, time.monotonic() - started, code)
             ledger.append(record, path)
             records.append(record)
             report(record)
     if path == ledger.LEDGER:
         index.write()
     return records
+
+
+def _record(slug: str, name: str, level: str, evidence: Evidence, seconds: float, code: Mapping[str, Any]) -> Record:
+    return Record(
+        slug=slug,
+        name=name,
+        level=level,
+        reached=not evidence.failures,
+        failures=list(evidence.failures),
+        figures=evidence.figures,
+        seeds=list(evidence.seeds),
+        seconds=round(seconds, 1),
+        **code,
+        **ledger.surroundings(),
+    )
 
 
 def _models(system: System, level: str, names: Sequence[str] | None) -> Sequence[str]:

@@ -133,7 +133,7 @@ def reads(name: str) -> bool:
 
 
 def absent(name: str) -> str:
-    """Why there is nothing that a model could be held against, in words; "" where there is.
+    """Why there is nothing that the models of a model's system could be held against, in words; "" where there is.
 
     The system's module in ``verify/oracle_of`` then has this sentence, ``ABSENT``, instead of a model.
     """

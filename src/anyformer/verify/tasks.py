@@ -15,11 +15,9 @@ from anyformer.core.errors import UsageError
 from anyformer.data.augment import Augmentation
 from anyformer.data.corpus import Text, read_text
 from anyformer.data.images import ImageSet, digits
-from anyformer.data.labelled_sequences import SequenceTask as Drawn
+from anyformer.data.labelled_sequences import LabelledSequences
 from anyformer.data.list_operations import ListOperations
 from anyformer.parts.embeds.token_table import Tokens
-
-LARGEST = 256  # tokens whose counts a baseline knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,7 @@ class SequenceTask:
         weight_decay: Of matrices and filters.
     """
 
-    data: Drawn
+    data: LabelledSequences
     baseline: Labels
     beside: dict[str, Labels]
     counted: int
@@ -160,16 +158,17 @@ def logistic_regression(images: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
 def bag_of_tokens(rows: Tokens, labels: Tensor, test: Tokens) -> Tensor:
     """The same on how often each token is in a row, wherever it stands."""
-    return _regressed(_counts(rows), labels, _counts(test))
+    return _regressed(_counts(rows, test), labels, _counts(test, rows))
 
 
 def bag_and_first_token(rows: Tokens, labels: Tensor, test: Tokens) -> Tensor:
     """The same on how often each token is in a row, and which one is first."""
 
-    def known(rows: Tokens) -> Any:
-        return np.concatenate((_counts(rows), np.eye(_counts(rows).shape[1])[rows.ids[:, 0]]), axis=1)
+    def known(rows: Tokens, others: Tokens) -> Any:
+        counts = _counts(rows, others)
+        return np.concatenate((counts, np.eye(counts.shape[1])[rows.ids[:, 0]]), axis=1)
 
-    return _regressed(known(rows), labels, known(test))
+    return _regressed(known(rows, test), labels, known(test, rows))
 
 
 def most_frequent(rows: Tokens, labels: Tensor, test: Tokens) -> Tensor:
@@ -177,9 +176,9 @@ def most_frequent(rows: Tokens, labels: Tensor, test: Tokens) -> Tensor:
     return labels.mode().values.expand(len(test.ids))
 
 
-def _counts(rows: Tokens) -> Any:
-    """``(n, LARGEST)``."""
-    counts = torch.zeros(len(rows.ids), LARGEST)
+def _counts(rows: Tokens, others: Tokens) -> Any:
+    """``(n, tokens that rows or others have)``."""
+    counts = torch.zeros(len(rows.ids), 1 + int(max(rows.ids.max(), others.ids.max())))
     return counts.scatter_add_(
         1, rows.ids, torch.ones(rows.ids.shape) if rows.keep is None else rows.keep.float()
     ).numpy()
@@ -245,7 +244,7 @@ LISTS = SequenceTask(
     tested=2000,
     margin=0.05,
     seeds=(0, 1, 2, 3, 4),
-    steps=1500,
+    steps=800,
     learning_rates=(1e-3, 3e-3, 1e-2),
     swept=(100, 101),
     warmup=0.1,

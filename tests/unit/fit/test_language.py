@@ -23,6 +23,7 @@ from anyformer.fit.decoding import TIMED, multiply_adds, state_bytes, time_token
 from anyformer.fit.language_material import LanguageMaterial, spread, windows
 from anyformer.fit.report import write_language_report
 from anyformer.fit.run import Fitted, dry_run, fit
+from anyformer.fit.study import Study
 from anyformer.measure.cost import cost
 
 from .small_text_fit import BUDGET, NAMES, hurry, write_costs, write_texts
@@ -194,6 +195,15 @@ def test_what_routes_its_tokens_is_counted_by_running_it() -> None:
     with pytest.raises(AnyformerError, match="cannot be counted"):
         cost(Routed(), torch.zeros(1, 8, dtype=torch.int64))
     assert multiply_adds(Routed(), torch.arange(9)[None]) == 8 * 4 * 2
+
+
+@pytest.mark.parametrize(("steps", "looks"), [(10_000, 8), (250, 1), (300, 1), (440, 2), (1000, 4)])
+def test_a_text_is_looked_at_often_where_that_takes_little_time(data: Path, steps: int, looks: int) -> None:
+    material = LanguageMaterial.of(read_text(data), 0, 32)
+    study = object.__new__(Study)
+    study.data = material
+    material.validation = torch.zeros(256, 33)  # of which a look takes as long as 10.7 steps of 8 windows
+    assert study._looks(steps) == looks
 
 
 def test_a_short_text_has_short_windows_unless_the_budget_asks_for_more(tmp_path: Path) -> None:

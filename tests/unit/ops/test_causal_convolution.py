@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from anyformer.core.errors import UsageError
-from anyformer.ops.causal_convolution import causal_convolution, reference_causal_convolution
+from anyformer.ops import extension
+from anyformer.ops.causal_convolution import causal_convolution, convolve_token, reference_causal_convolution
 
 from . import sequences
 
@@ -157,3 +158,31 @@ def test_unknown_activations_are_refused():
 def test_packed_sequences_stand_in_one_row():
     with pytest.raises(UsageError, match="batch of 1, not of 2"):
         causal_convolution(torch.zeros(2, 3, 1), torch.zeros(1, 2), offsets=torch.tensor([0, 6]))
+
+
+@pytest.mark.parametrize("channels", [1, 16, 35])
+@pytest.mark.parametrize("kernel", [1, 2, 4])
+@pytest.mark.parametrize("biased", [False, True])
+def test_tokens_in_place_are_the_convolution(channels, kernel, biased):
+    generator = torch.Generator().manual_seed(channels)
+    weight, bias = torch.randn(channels, kernel, generator=generator), torch.randn(channels, generator=generator)
+    bias = bias if biased else None
+    x = torch.randn(1, 7, channels, generator=generator)
+    state = torch.randn(1, kernel - 1, channels, generator=generator)
+    expected, last = reference_causal_convolution(x, weight, bias, state=state, activation="silu")
+    outs = [convolve_token(token, weight, bias, state) for token in x.split(1, 1)]
+    if extension.library("diagonal_scan") is None:
+        assert outs == [None] * 7
+        return
+    assert (torch.cat([out for out in outs if out is not None], 1) - expected).abs().max() <= 1e-5
+    assert torch.equal(state, last)
+
+
+def test_a_token_in_place_is_one_row_of_plain_float32():
+    x, weight, state = torch.randn(1, 1, 8), torch.randn(8, 3), torch.zeros(1, 2, 8)
+    assert convolve_token(x.double(), weight, None, state) is None
+    assert convolve_token(x.expand(2, 1, 8), weight, None, state) is None
+    assert convolve_token(x, weight, None, state.expand(2, 2, 8)) is None
+    assert convolve_token(x, weight.requires_grad_(), None, state) is None
+    with extension.without():
+        assert convolve_token(x, weight.detach(), None, state) is None

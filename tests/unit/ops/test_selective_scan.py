@@ -9,7 +9,7 @@ from torch import nn
 from anyformer.core.errors import UsageError
 from anyformer.ops import extension
 from anyformer.ops.diagonal_scan import SPAN
-from anyformer.ops.selective_scan import reference_selective_scan, selective_scan
+from anyformer.ops.selective_scan import reference_selective_scan, scan_token, selective_scan
 
 from . import sequences
 
@@ -206,3 +206,38 @@ def test_packed_sequences_stand_in_one_row():
     arguments, _ = plain(batch=2)
     with pytest.raises(UsageError, match="batch of 1, not of 2"):
         selective_scan(*arguments, offsets=torch.tensor([0, 18]))
+
+
+@pytest.mark.parametrize("channels", [2, 16, 19, 40])
+def test_a_token_in_place_is_the_scan_and_its_gate(channels, form):
+    generator = torch.Generator().manual_seed(channels)
+    x, step, gate = (torch.randn(1, 1, channels, generator=generator) for _ in range(3))
+    b, c = (torch.randn(1, 1, N, generator=generator) for _ in "bc")
+    log_rates, d = torch.randn(channels, N, generator=generator), torch.randn(channels, generator=generator)
+    step, gate[..., 0] = step.abs(), -200.0
+    state = torch.randn(1, N, channels, generator=generator).mT
+    rates = -log_rates.double().exp()
+    wide = (tensor.double() for tensor in (x, step, rates, b, c))
+    expected, last = reference_selective_scan(*wide, d=d.double(), state=state.double())
+    y = scan_token(x, step, log_rates, b, c, d, gate, state)
+    if form == "plain torch" or extension.library("diagonal_scan") is None:
+        assert y is None
+        return
+    assert y is not None
+    expected = expected * nn.functional.silu(gate.double())
+    assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (state - last).abs().max() <= 1e-5 * last.abs().max()
+
+
+def test_a_token_in_place_is_one_row_of_plain_float32():
+    x, b, state = torch.randn(1, 1, CHANNELS), torch.randn(1, 1, N), torch.zeros(1, N, CHANNELS).mT
+    log_rates, d = torch.zeros(CHANNELS, N), torch.zeros(CHANNELS)
+
+    def call(x=x, log_rates=log_rates, state=state):
+        return scan_token(x, x, log_rates, b, b, d, x, state)
+
+    assert call(x=x.expand(2, 1, CHANNELS)) is None
+    assert call(state=state.expand(2, CHANNELS, N)) is None
+    assert call(state=state.contiguous()) is None
+    assert call(x=x.double()) is None
+    assert call(log_rates=log_rates.clone().requires_grad_()) is None

@@ -7,9 +7,10 @@ import torch
 from anyformer.core.errors import UsageError
 from anyformer.data.corpus import read_text
 from anyformer.data.images import ImageSet
+from anyformer.data.list_operations import ListOperations
 from anyformer.verify import learns as module
 from anyformer.verify.learns import interval, learns
-from anyformer.verify.tasks import DIGITS, SOURCES, TASKS, logistic_regression
+from anyformer.verify.tasks import DIGITS, LISTS, SOURCES, TASKS, logistic_regression
 
 # Two classes, dark and bright, that a model learns in one epoch.
 LABELS = torch.arange(60) % 2
@@ -98,3 +99,54 @@ def test_the_rule_of_text(monkeypatch, tmp_path, margin, reached):
     assert all(bits < 2 for bits in evidence.figures["bits_per_byte"])
     assert all(3 < bits < 5 for bits in evidence.figures["baseline"])
     assert (not evidence.failures) == reached
+
+
+# Lists of one operator and two digits, which a few steps begin to read.
+SHORT = dataclasses.replace(
+    LISTS,
+    data=ListOperations(size=16, depth=1, arguments=2, shortest=4, longest=4),
+    counted=60,
+    tested=40,
+    seeds=(0, 1),
+    steps=3,
+    learning_rates=(0.0, 1e-3),
+    swept=(100, 101),
+)
+MICRO = "long_range_arena_attention_micro"
+
+
+@pytest.mark.parametrize(("margin", "reached"), [(-9.0, True), (0.9, False)])
+def test_the_rule_of_sequences(monkeypatch, margin, reached):
+    monkeypatch.setitem(TASKS, "survey", dataclasses.replace(SHORT, margin=margin))
+    evidence = learns(MICRO)
+    assert (not evidence.failures) == reached
+    assert evidence.seeds == (0, 1)
+    assert set(evidence.figures["swept"]) == {"0.0", "0.001"}
+    for what in ("accuracy", "baseline", "most_frequent", "bag_and_first_token"):
+        assert len(evidence.figures[what]) == 2
+        assert all(0 <= accuracy <= 1 for accuracy in evidence.figures[what])
+
+
+def test_the_rate_is_chosen_by_validation_sequences_of_other_seeds(monkeypatch):
+    asked = []
+
+    def run(name, task, seed, rate, part="test"):
+        asked.append((seed, rate, part))
+        return {0.0: 0.1, 1e-3: 0.3}[rate] + seed / 1000
+
+    monkeypatch.setattr(module, "sequence_run", run)
+    pairs, beside = module.sequence_runs(MICRO, SHORT)
+    assert asked[:4] == [(seed, rate, "validation") for rate in (0.0, 1e-3) for seed in (100, 101)]
+    assert asked[4:] == [(0, 1e-3, "test"), (1, 1e-3, "test")]
+    assert beside["learning_rate"] == 1e-3
+    assert beside["swept"] == pytest.approx({"0.0": 0.2005, "0.001": 0.4005})
+    assert [ours for ours, _ in pairs] == [0.3, 0.301]
+
+
+def test_a_run_on_sequences_depends_on_its_seed_alone_and_learns():
+    found = []
+    for seed, rate, noise in ((0, 3e-3, 1), (0, 3e-3, 2), (1, 3e-3, 1), (0, 0.0, 1)):
+        torch.manual_seed(noise)
+        found.append(module.sequence_run(MICRO, dataclasses.replace(SHORT, steps=40, tested=200), seed, rate))
+    assert found[0] == found[1]
+    assert min(found[0], found[2]) > found[3] + 0.05

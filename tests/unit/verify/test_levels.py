@@ -3,7 +3,10 @@ import pytest
 from anyformer.core.errors import UsageError
 from anyformer.verify import ledger, levels
 from anyformer.verify.evidence import Evidence
-from anyformer.verify.levels import LEVELS, built, verify
+from anyformer.verify.levels import LEVELS, behaviours, built, verify
+from anyformer.verify.subjects import absent
+
+MICRO = "long_range_arena_attention_micro"
 
 
 @pytest.fixture
@@ -88,6 +91,27 @@ def test_the_index_is_renewed_beside_the_ledger_of_the_package_alone(recorded, m
     monkeypatch.setattr(ledger, "LEDGER", recorded)
     verify("vit", ["built"], ["vit_micro"], path=recorded)
     assert renewed == [2]
+
+
+def test_a_level_that_does_not_apply_is_said_once_and_not_recorded(recorded, monkeypatch):
+    told = []
+    monkeypatch.setattr(levels, "absent", lambda name: "nobody has ever published any")
+    records = verify("vit", ["built", "equal"], ["vit_micro", "vit_mini"], path=recorded, note=told.append)
+    assert [(record.level, record.name) for record in records] == [("built", "vit_micro"), ("built", "vit_mini")]
+    assert records == ledger.read(recorded)
+    assert told == ["the level equal does not apply to vit: nobody has ever published any"]
+
+
+def test_models_are_run_by_what_they_read():
+    checks = {name: behaviours(name) for name in ("vit_micro", "mamba_micro", "bert_micro", MICRO)}
+    assert checks["vit_micro"] is levels.behaviour.CHECKS
+    assert checks["mamba_micro"] is levels.text_behaviour.CHECKS
+    assert checks["bert_micro"] is checks[MICRO] is levels.encoder_behaviour.CHECKS
+
+
+def test_the_arena_has_nothing_to_be_equal_to():
+    assert absent(MICRO).startswith("no weights of these encoders are public")
+    assert absent("mamba_micro") == absent("vit_micro") == ""
 
 
 def test_a_record_says_how_long_it_took(recorded, monkeypatch):

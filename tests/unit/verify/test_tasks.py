@@ -10,9 +10,19 @@ import torch
 import anyformer as af
 from anyformer.core import registry
 from anyformer.core.errors import UsageError
+from anyformer.data.labelled_text import padded
 from anyformer.train.ngram import ByteNGram
 from anyformer.verify.learns import QUANTILES
-from anyformer.verify.tasks import DIGITS, SOURCES, TASKS, logistic_regression
+from anyformer.verify.tasks import (
+    DIGITS,
+    LISTS,
+    SOURCES,
+    TASKS,
+    bag_and_first_token,
+    bag_of_tokens,
+    logistic_regression,
+    most_frequent,
+)
 
 
 def pictures(labels, seed=0):
@@ -87,3 +97,49 @@ def test_the_baseline_of_sources_is_between_chance_and_the_next_order():
     bits = [ByteNGram(counted, order).bits_per_byte(np.frombuffer(test.read(0, 2**16), np.uint8)) for order in range(3)]
     assert bits[0] - bits[SOURCES.order] > 0.5 > SOURCES.margin
     assert bits[SOURCES.order] - bits[2] > 0.3
+
+
+COUNTED = padded([[3, 3, 1], [1, 2, 2, 2], [3, 1], [2, 1, 2], [3, 3], [1, 2]] * 5)
+MANY_TWOS = (COUNTED.ids == 2).any(1).long()
+
+
+def test_the_bag_knows_what_is_there_and_not_where():
+    assert torch.equal(bag_of_tokens(COUNTED, MANY_TWOS, COUNTED), MANY_TWOS)
+    moved = padded([[1, 3, 3], [2, 2, 2, 1]])
+    assert bag_of_tokens(COUNTED, MANY_TWOS, moved).tolist() == [0, 1]
+    ordered = padded([[1, 2], [2, 1]] * 20)
+    first = torch.arange(40) % 2
+    assert (bag_of_tokens(ordered, first, ordered) == first).sum() == 20
+    assert torch.equal(bag_and_first_token(ordered, first, ordered), first)
+
+
+def test_pads_are_not_counted():
+    rows = padded([[0, 1], [1], [1, 0], [1]] * 10)
+    has_zero = torch.tensor([1, 0, 1, 0] * 10)
+    assert torch.equal(bag_of_tokens(rows, has_zero, rows), has_zero)
+
+
+def test_the_commonest_class_is_said_of_all():
+    assert most_frequent(COUNTED, torch.tensor([4, 7, 7]), COUNTED).tolist() == [7] * 30
+
+
+def test_the_baselines_of_lists():
+    """As they were when the margin was set: the commonest class, the bag, and the bag with the outermost operator."""
+    found = {}
+    for labels in (most_frequent, bag_of_tokens, bag_and_first_token):
+        train, test = (dataclasses.replace(LISTS.data, size=1000, seed=seed)(0) for seed in (100, 150))
+        predicted = labels(train.images, train.labels, test.images)
+        found[labels.__name__] = (predicted == test.labels).double().mean().item()
+    assert (
+        0.13
+        < found["most_frequent"]
+        < 0.19
+        < found["bag_of_tokens"]
+        < 0.26
+        < 0.31
+        < found["bag_and_first_token"]
+        < 0.39
+    )
+    assert LISTS.baseline is bag_of_tokens
+    assert not set(LISTS.swept) & set(LISTS.seeds)
+    assert LISTS.margin > 4 * (0.25 * 0.75 / LISTS.tested) ** 0.5

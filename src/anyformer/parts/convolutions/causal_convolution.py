@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anyformer import core
-from anyformer.ops.causal_convolution import causal_convolution
+from anyformer.ops.causal_convolution import causal_convolution, convolve_token
 
 
 class CausalConvolution(core.Part, name="causal_convolution"):
@@ -41,9 +41,13 @@ class CausalConvolution(core.Part, name="causal_convolution"):
         return like.new_zeros(batch, self.config.kernel - 1, self.config.dim)
 
     def forward(self, x: Tensor, ctx: core.Context, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve from a state; gives the outputs and the state after the last token that counts."""
-        weight, bias = self.weight[:, 0], self.bias
+        """Convolve from a state, which may be overwritten; gives the outputs and the state after what counts."""
+        weight, bias = self.weight.squeeze(1), self.bias
         activation = self.config.activation
+        if state is not None and x.shape[1] == 1 and activation and ctx.mask is None:
+            y = convolve_token(x, weight, bias, state)
+            if y is not None:
+                return y, state
         if ctx.mask is None:
             return causal_convolution(x, weight, bias, state=state, offsets=ctx.offsets, activation=activation)
         x = x.masked_fill(~ctx.mask[..., None], 0.0)

@@ -1,9 +1,9 @@
 """Root mean square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from anyformer import core
+from anyformer.ops.rms_norm import rms_norm
 
 
 class RMSNorm(core.Norm, name="rms_norm"):
@@ -27,5 +27,4 @@ class RMSNorm(core.Norm, name="rms_norm"):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over the last axis."""
-        weight = self.weight
-        return F.rms_norm(x, weight.shape, weight, self.config.eps)
+        return rms_norm(x, self.weight, self.config.eps)

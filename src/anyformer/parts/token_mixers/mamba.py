@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer import core
-from anyformer.ops.selective_scan import selective_scan
+from anyformer.ops.selective_scan import scan_token, selective_scan
 from anyformer.parts.convolutions.causal_convolution import CausalConvolution
 
 
@@ -100,6 +100,10 @@ class Mamba(core.TokenMixer, name="mamba"):
         c = c if self.c_norm is None else self.c_norm(c)
         wide = torch.promote_types(x.dtype, torch.float32)
         step = F.softplus(self.step_proj(step).to(wide))
+        if state is not None and x.shape[1] == 1 and ctx.mask is None:
+            y = scan_token(x, step, self.log_rates, b, c, self.skip, gate, state.scan)
+            if y is not None:
+                return self.out_proj(y), MambaState(convolution=convolution, scan=state.scan)
         if ctx.mask is not None:
             step = step.masked_fill(~ctx.mask[..., None], 0.0)
         rates = -self.log_rates.to(wide).exp()

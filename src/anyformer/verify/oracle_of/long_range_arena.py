@@ -1,5 +1,3 @@
-"""Of Long Range Arena there is no reference model to build."""
+"""Of Long Range Arena there is no reference model to build; its encoder is written out in the system's unit test."""
 
-ABSENT = (
-    "there are no official weights of these encoders, and the official code is of a library that is not kept any more"
-)
+ABSENT = "no weights of these encoders are public, and the official code, of flax.deprecated, is not run here"
