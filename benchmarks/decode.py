@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 import anyformer as af
 from anyformer.core.machine import processor
-from anyformer.measure.latency import latency, ratio
+from anyformer.measure.latency import Clock, interleaved, latency
 from anyformer.ops import extension
 from anyformer.ops.matrix_vector import matrix_vector
 from anyformer.verify.oracles import declare_missing_operators
@@ -31,9 +32,20 @@ TOKENS = 4  # decoded in each timed call
 PROMPT = 512  # tokens of which the scores are compared as a whole
 TOLERANCE = 1e-4  # of the largest score
 VOCABULARY = 8000
+_LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+_TIED = {"tie_word_embeddings": True}
 MODELS: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
-    "mamba": {"hidden_size": 512, "num_hidden_layers": 15},
+    "llama": {**_LLAMA, **_TIED},
+    "grouped_llama": {**_LLAMA, **_TIED, "num_key_value_heads": 2},
+    "mamba": {"hidden_size": 512, "num_hidden_layers": 15, "use_mambapy": False, **_TIED},
+    "mamba2": {
+        "hidden_size": 512,
+        "num_hidden_layers": 15,
+        "num_heads": 16,
+        "head_dim": 64,
+        "n_groups": 1,
+        **_TIED,
+    },
     "jamba": {
         "hidden_size": 384,
         "intermediate_size": 704,
@@ -60,14 +72,8 @@ def pair(name: str) -> tuple[Any, nn.Module]:
     declare_missing_operators()  # of torchvision, which transformers looks into
     import transformers
 
-    family = name.capitalize()
+    family = {"grouped_llama": "Llama"}.get(name, name.capitalize())
     settings = {**MODELS[name], "vocab_size": VOCABULARY, "max_position_embeddings": 2**15}
-    if name == "mamba":
-        settings |= {"use_mambapy": False}
-    if name != "jamba":
-        settings |= {"tie_word_embeddings": True}
-    else:
-        settings |= {"use_mamba_kernels": False}
     torch.manual_seed(0)
     theirs = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**settings)).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,19 +82,24 @@ def pair(name: str) -> tuple[Any, nn.Module]:
     return ours, theirs
 
 
+def recurrent(name: str) -> bool:
+    """Without any attention."""
+    return name in ("mamba", "mamba2")
+
+
 def kinds(name: str, theirs: Any, ids: Tensor, capacity: int) -> Iterator[Theirs]:
     """Their ways to decode after the context, each with a cache that has read it."""
     from transformers import DynamicCache, StaticCache
 
-    argument = "cache_params" if name == "mamba" else "past_key_values"
+    argument = "cache_params" if recurrent(name) else "past_key_values"
     caches = {"dynamic": lambda: DynamicCache(config=theirs.config)}
-    if name == "llama":  # the others refuse a static one, or keep what grows in none
+    if "llama" in name:  # states of recurrences are in place as they are
         caches["static"] = lambda: StaticCache(config=theirs.config, max_cache_len=capacity)
     experts = ("eager", "batched_mm") if name == "jamba" else ("",)
     for kind, make in caches.items():
         cache = make()
         theirs(ids, **{argument: cache}, use_cache=True, logits_to_keep=1)
-        for attention in ("sdpa", "eager") if name != "mamba" else ("",):
+        for attention in ("",) if recurrent(name) else ("sdpa", "eager"):
             for routed in experts:
                 settings = {"attn_implementation": attention} if attention else {}
                 settings |= {"experts_implementation": routed} if routed else {}
@@ -114,7 +125,7 @@ def forgetting(cache: Any) -> Callable[[int], object]:
     return back
 
 
-def fastest(name: str, theirs: Any, ids: Tensor, capacity: int) -> Theirs:
+def fastest(name: str, theirs: Any, ids: Tensor, capacity: int, clock: Clock) -> Theirs:
     """Their fastest way to decode here."""
     token, times = ids[:, :1], {}
     for kind in kinds(name, theirs, ids, capacity):
@@ -123,16 +134,16 @@ def fastest(name: str, theirs: Any, ids: Tensor, capacity: int) -> Theirs:
             kind.step(token)
             kind.back(1)
 
-        times[kind.name] = latency(call, seconds=0.5).median_ms, kind
+        times[kind.name] = latency(call, seconds=0.5, clock=clock).median_ms, kind
     print("  " + ", ".join(f"{name} {time:.2f} ms" for name, (time, _) in times.items()), flush=True)
     return min(times.values(), key=lambda item: item[0])[1]
 
 
-def read_bandwidth() -> float:
+def read_bandwidth(clock: Clock) -> float:
     """Bytes a second: the most that a sum, or a matrix times a vector by any kernel, reads from 256 MB."""
     matrix, vector = torch.full((16384, 4096), 0.5), torch.full((4096,), 0.01)
     calls = (matrix.sum, lambda: torch.mv(matrix, vector), lambda: matrix_vector(matrix, vector))
-    return matrix.nbytes / min(latency(call, seconds=1.0).p10_ms for call in calls) * 1e3
+    return matrix.nbytes / min(latency(call, seconds=1.0, clock=clock).p10_ms for call in calls) * 1e3
 
 
 def bytes_read(name: str, model: nn.Module, state: Any, context: int) -> float:
@@ -155,14 +166,14 @@ def bytes_read(name: str, model: nn.Module, state: Any, context: int) -> float:
     return weights + held
 
 
-def compare(name: str, contexts: list[int], seconds: float, bandwidth: float) -> Iterator[dict[str, Any]]:
+def compare(name: str, contexts: list[int], seconds: float, bandwidth: float, clock: Clock) -> Iterator[dict[str, Any]]:
     """One model after each context."""
     ours, theirs = pair(name)
     for context in contexts:
         capacity = context + 2 * TOKENS + 1
         ids = torch.randint(VOCABULARY, (1, context + TOKENS), generator=torch.Generator().manual_seed(context))
         prompt, next_ids = ids[:, :context], ids[:, context:].split(1, 1)
-        chosen = fastest(name, theirs, prompt, capacity)
+        chosen = fastest(name, theirs, prompt, capacity, clock)
         state = ours.init_state(1, capacity)
         for part in prompt.split(PROMPT, 1):
             _, state = ours.stream(part, state, last=True)
@@ -179,9 +190,8 @@ def compare(name: str, contexts: list[int], seconds: float, bandwidth: float) ->
             return scores
 
         check(name, context, ours, theirs, ids, state)
-        measured = ratio(mine, its, max_seconds=seconds)
-        same = ratio(mine, mine, max_seconds=seconds / 4)
-        speed, other = (latency(call, seconds=1.0).median_ms / TOKENS for call in (mine, its))
+        ours_, theirs_, again = interleaved((mine, its, mine), max_seconds=seconds, clock=clock)
+        speed, other = (timing.latency.median_ms / TOKENS for timing in (ours_, theirs_))
         moved = bytes_read(name, ours, state, context)
         yield {
             "name": f"{name}_{context}",
@@ -192,14 +202,14 @@ def compare(name: str, contexts: list[int], seconds: float, bandwidth: float) ->
             "tokens_per_second": 1e3 / speed,
             "bytes_a_token": moved,
             "share_of_bandwidth": moved / (speed / 1e3) / bandwidth,
-            "a_a": asdict(same),
-            **asdict(measured),
+            "a_a": asdict(again.ratio),
+            **asdict(theirs_.ratio),
         }
 
 
 def check(name: str, context: int, ours: Any, theirs: Any, ids: Tensor, state: Any) -> None:
     """Scores of the tokens after the context agree: ours streamed, theirs from a cache of their own or at once."""
-    if context > PROMPT and name != "llama":  # theirs take a minute for a long text, and as many gigabytes
+    if context > PROMPT and "llama" not in name:  # theirs take a minute for a long text, and as many gigabytes
         ids, state = ids[:, :PROMPT], ours.init_state(1, PROMPT)
         _, state = ours.stream(ids[:, :-TOKENS], state, last=True)
     state, streamed = state.clone(), []
@@ -222,14 +232,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="at most, for each row")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--contexts", nargs="*", type=int, default=[128, 8192])
+    parser.add_argument(
+        "--processor-time", action="store_true", help="not the clock's: on a busy machine, with 1 thread"
+    )
     arguments = parser.parse_args()
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
-        bandwidth = read_bandwidth()
+        bandwidth = read_bandwidth(clock)
         print(f"{arguments.threads} threads, {bandwidth / 1e9:.1f} GB/s read from memory", flush=True)
         for name in arguments.models:
-            for row in compare(name, arguments.contexts, arguments.seconds, bandwidth):
+            for row in compare(name, arguments.contexts, arguments.seconds, bandwidth, clock):
                 rows.append(row)
                 note = "" if row["measured"] else "  unmeasured: the interval stayed wide"
                 print(
@@ -242,6 +256,7 @@ def main() -> None:
     summary = {
         "processor": processor(),
         "threads": arguments.threads,
+        "processor_time": arguments.processor_time,
         "torch": torch.__version__,
         "compiled": extension.library("matrix_vector") is not None,
         "read_bandwidth_gb_s": bandwidth / 1e9,

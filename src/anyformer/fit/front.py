@@ -265,7 +265,7 @@ def _style_of(row: dict[str, Any], theme: Theme) -> dict[str, Any]:
         return style | {"marker": "*", "markersize": 16, "markeredgecolor": theme.paper, "label": "winner"}
     if row["score"] is None:
         return style | {"marker": "x", "markersize": 6, "markeredgewidth": 1.5, "label": "not trained"}
-    if row["status"].startswith("stopped"):
+    if row["status"].startswith(("stopped", "diverged")):
         hollow = {"markersize": 6.5, "markerfacecolor": theme.paper, "markeredgewidth": 1.5}
         return style | hollow | {"label": "hollow: stopped early"}
     return style | {"markeredgecolor": theme.paper, "label": "on the front" if row["on_front"] else "off the front"}

@@ -155,6 +155,8 @@ class Finisher(ABC):
                 return f"over budget: {', '.join(limit.quantity for limit in exceeded)}"
             if name == winner:
                 return "winner"
+            if name in self.study.diverged:
+                return "diverged"
             rung = self.study.reached.get(name)
             if rung is None:
                 return "interrupted"

@@ -18,11 +18,12 @@ from anyformer.fit.memory import RunMemory
 from anyformer.fit.plan import Rung, steps
 from anyformer.train.checkpoint import Checkpoints
 from anyformer.train.log import Log
-from anyformer.train.loop import Role, Trainer
+from anyformer.train.loop import DivergenceError, Role, Trainer
 from anyformer.train.schedule import WarmupCosine, adamw
 
 AMID = 2.0  # more than any two scores of a kind differ by, where it matters
 WARMUP = 0.1  # of the steps of a rung
+LOST = -1e9  # the score of what diverged before it was looked at: below all others
 SAVE_STEPS = 200  # between checkpoints
 LOOK_SHARE = 0.05  # of a rung that evaluations may take
 PASSES = 3  # a training step is worth so many passes forward
@@ -77,6 +78,7 @@ class Study:
         self.seed, self.bf16, self.clock = seed, bf16, clock
         self.trainers: dict[str, Trainer] = {}
         self.reached: dict[str, int] = {}
+        self.diverged: dict[str, str] = {}
         self.stopped_by_clock = False
         self._held: dict[str, ExitStack] = {}
 
@@ -120,7 +122,10 @@ class Study:
         return []
 
     def train(self, name: str, number: int, should_stop: Callable[[], bool]) -> float | None:
-        """Train a candidate to the end of a rung; its best score so far, or None when it was stopped before."""
+        """Train a candidate to the end of a rung; its best score so far, or None when it was stopped before.
+
+        One whose loss is no number any more keeps what it had reached, and ``diverged`` says so; the others go on.
+        """
         _, bounds = self._bounds(name)
         trainer = self._trainer(name)
         doing = f"Training {name}, rung {number + 1} of {len(self.ladder)}"
@@ -132,10 +137,14 @@ class Study:
             if step % 10 == 0:
                 self.clock.say(f"{doing}, step {step}")
 
-        if trainer.run(bounds[number], should_stop, progress) == "stopped":
-            return None
-        assert trainer.best is not None
-        return trainer.best.score
+        try:
+            if trainer.run(bounds[number], should_stop, progress) == "stopped":
+                return None
+        except DivergenceError as error:
+            if self._teaches(name):
+                raise
+            self.diverged[name] = str(error)
+        return trainer.best.score if trainer.best is not None else LOST
 
     def gather(self) -> None:
         """Take up what other processes have trained in the folder of the run, but for what they still hold."""

@@ -22,6 +22,10 @@ from anyformer.train.sharding import is_cut, load_model, load_optimizer, same_ev
 from anyformer.train.signals import deferred_signals
 
 
+class DivergenceError(AnyformerError):
+    """A loss or a gradient is no number any more."""
+
+
 @dataclass
 class Role:
     """One model's part in an objective.
@@ -149,7 +153,8 @@ class Trainer:
             progress: Told after every step the steps done and the losses by role.
 
         Raises:
-            AnyformerError: A loss or gradient is not finite, or a file cannot be written.
+            DivergenceError: A loss or gradient is not finite.
+            AnyformerError: A file cannot be written.
             KeyboardInterrupt: After Ctrl-C, when the step is finished and saved.
             SystemExit: After SIGTERM, likewise, with code 143.
         """
@@ -222,7 +227,7 @@ class Trainer:
         norm = whole(nn.utils.clip_grad_norm_(parameters, self.clip)).item()
         value = total.item()
         if not math.isfinite(value) or not math.isfinite(norm):
-            raise AnyformerError(
+            raise DivergenceError(
                 f"the loss of the {name} is {value:g} and its gradient {norm:g} at step {self.step}; lower the "
                 f"learning rate"
             )

@@ -14,21 +14,24 @@ def read() -> list[dict[str, Any]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """One row a model: name, system, field, small, size, params, macs, levels, licence.
+    """One row a model: name, system, field, small, size, params, macs, levels, licence, and ahead where it has learnt.
 
     ``size`` is the height and width, or the tokens, that ``macs`` is counted at; ``small`` says that a size is ours and not
-    the paper's; ``licence`` is that of the official code, None where it states none.
+    the paper's; ``licence`` is that of the official code, None where it states none; ``ahead`` is the mean difference to the
+    baseline of the field's task, by which ``fit`` knows what to try first.
     """
     from anyformer.core import registry  # these import torch, which reading must not
-    from anyformer.verify.ledger import levels
+    from anyformer.verify.ledger import latest, levels
     from anyformer.verify.structure import counted, native_size
 
-    licences = _licences()
+    licences, newest = _licences(), latest()
     table: list[dict[str, Any]] = []
     for system in registry.systems().values():
         for name in system.names:
             size = native_size(name)
             cost = counted(name, size)
+            learnt = newest.get((name, "learns"))
+            ahead = {"ahead": round(learnt.figures["mean_difference"], 4)} if learnt and learnt.reached else {}
             table.append(
                 {
                     "name": name,
@@ -40,6 +43,7 @@ def rows() -> list[dict[str, Any]]:
                     "macs": cost.macs,
                     "levels": list(levels(name)),
                     "licence": licences.get(system.paper.slug),
+                    **ahead,
                 }
             )
     return table

@@ -183,7 +183,7 @@ def _visformer(name: str, *, img_size: tuple[int, int], **options: Any) -> nn.Mo
         return timm.create_model(name, img_size=img_size, **options)
     model: Any = timm.create_model(name, img_size=tuple(2 * side for side in img_size), **options)
     model.patch_embed1 = PatchEmbed(
-        img_size=tuple(-(-side // 2) for side in img_size),
+        img_size=(-(-img_size[0] // 2), -(-img_size[1] // 2)),
         patch_size=2,
         in_chans=model.init_channels,
         embed_dim=model.embed_dim // 2,
@@ -205,7 +205,7 @@ def _efficientformer(name: str, *, img_size: tuple[int, int], **options: Any) ->
     stride = 2 ** (len(model.stages) + 1)
     for block in model.stages[-1].blocks:
         if isinstance(getattr(block, "token_mixer", None), Attention):
-            resolution = tuple(-(-side // stride) for side in img_size)
+            resolution: Any = tuple(-(-side // stride) for side in img_size)
             block.token_mixer = Attention(model.num_features, resolution=resolution)
     if "embed_dims" in options:
         model.head_dist = None

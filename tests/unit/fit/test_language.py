@@ -63,6 +63,21 @@ def test_the_folder_stands_alone_and_goes_on_from_a_prompt(whole: Fitted, capfdb
     assert config["context"] is None
 
 
+def test_a_candidate_that_diverges_does_not_end_the_fit(data: Path, tmp_path: Path, monkeypatch) -> None:
+    given = LanguageMaterial.learning_rate
+    monkeypatch.setattr(
+        LanguageMaterial,
+        "learning_rate",
+        lambda self, name, model: 1e30 if name == NAMES[0] else given(self, name, model),
+    )
+    out = tmp_path / "run"
+    write_costs(out, data, TIMES)
+    fitted = fit(data, budget=BUDGET, minutes=5, out=out, trials=2)
+    status = {row["name"]: row["status"] for row in fitted.report["candidates"]}
+    assert status[NAMES[0]] == "diverged"
+    assert set(status.values()) == {"winner", "diverged"}
+
+
 def test_the_report_says_what_was_found(whole: Fitted, data: Path) -> None:
     report = json.loads((whole.folder / "report.json").read_bytes())
     assert report == json.loads(json.dumps(whole.report))

@@ -12,8 +12,7 @@ from anyformer.verify.oracle_of import transformers, unrounded
 def oracle(name: str) -> nn.Module:
     """The reference model of a name of ours. Raises UsageError where transformers is not installed."""
     spec: Any = core.resolve(registry.system_of(name).pattern(name))
-    library, folder = transformers(), registry.system_of(name).folders[0]
-    config = library.JambaConfig(
-        **folder.write(spec), use_cache=False, attn_implementation="eager", experts_implementation="eager"
-    )
+    values: Any = registry.system_of(name).folders[0].write(spec)
+    library = transformers()
+    config = library.JambaConfig(**values, use_cache=False, attn_implementation="eager", experts_implementation="eager")
     return unrounded(lambda: library.JambaForCausalLM(config))

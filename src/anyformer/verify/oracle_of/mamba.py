@@ -12,8 +12,9 @@ from anyformer.verify.oracle_of import transformers, unrounded
 def oracle(name: str) -> nn.Module:
     """The reference model of a name of ours. Raises UsageError where transformers is not installed."""
     spec: Any = core.resolve(registry.system_of(name).pattern(name))
-    library, folder = transformers(), registry.system_of(name).folders[0]
-    config = library.MambaConfig(**folder.write(spec), use_mambapy=False, use_cache=False)
+    values: Any = registry.system_of(name).folders[0].write(spec)
+    library = transformers()
+    config = library.MambaConfig(**values, use_mambapy=False, use_cache=False)
     return unrounded(lambda: library.MambaForCausalLM(config))
 
 
