@@ -1,5 +1,6 @@
 import pytest
 
+from anyformer.app.proving import prove
 from anyformer.core.errors import UsageError
 from anyformer.verify import ledger, levels
 from anyformer.verify.evidence import Evidence
@@ -109,7 +110,10 @@ def test_models_are_run_by_what_they_read():
     assert checks["bert_micro"] is checks[MICRO] is levels.encoder_behaviour.CHECKS
 
 
-def test_the_arena_has_nothing_to_be_equal_to():
+def test_the_arena_has_nothing_to_be_equal_to(monkeypatch, capsys):
+    monkeypatch.setattr(levels.index, "write", lambda: None)
+    prove("long_range_arena", "equal", [])
+    assert capsys.readouterr().out == f"the level equal does not apply to long_range_arena: {absent(MICRO)}\n"
     assert absent(MICRO).startswith("no weights of these encoders are public")
     assert absent("mamba_micro") == absent("vit_micro") == ""
 
