@@ -11,7 +11,7 @@ from anyformer.core.context import State
 from anyformer.core.errors import UsageError
 from anyformer.ops.attention import attention
 from anyformer.ops.causal_attention import BLOCK, causal_attention, causal_bias, kept_first, ordered, restored
-from anyformer.ops.matrix_vector import fits, one_query
+from anyformer.ops.matrix_vector import attend_token, fits
 
 _NEVER = 2**40  # a position that no query reaches
 
@@ -89,25 +89,23 @@ def cached_attention(
         raise UsageError(f"a stream of {end} tokens needs a state of that capacity, not {slots}")
     plain = keep is None and cache.counts is None
     if plain and end <= slots:
-        cache.keys.narrow(2, start, tokens).copy_(k)
-        cache.values.narrow(2, start, tokens).copy_(v)
-        if slopes is None and (window is None or end <= window) and fits(q, cache.keys, cache.values):
-            out = one_query(q, cache.keys, cache.values, end, scale)
+        alone = tokens == 1 and slopes is None and (window is None or end <= window)
+        if alone and fits(q, k, v, cache.keys, cache.values):
+            out = attend_token(q, k, v, cache.keys, cache.values, start, end, scale)
             return out, Cache(cache.keys, cache.values, end, None)
+        cache.keys[:, :, start:end] = k
+        cache.values[:, :, start:end] = v
         keys, values = cache.keys[:, :, :end], cache.values[:, :, :end]
         out = causal_attention(q, keys, values, scale=scale, window=window, sinks=sinks, slopes=slopes)
         return out, Cache(cache.keys, cache.values, end, None)
     if plain and tokens == 1 and slopes is None:  # everything in a full ring is seen
         slot = sinks + (start - sinks) % (slots - sinks)
+        after = Cache(cache.keys, cache.values, end, None)
+        if fits(q, k, v, cache.keys, cache.values):
+            return attend_token(q, k, v, cache.keys, cache.values, slot, slots, scale), after
         cache.keys[:, :, slot : slot + 1] = k
         cache.values[:, :, slot : slot + 1] = v
-        alone = fits(q, cache.keys, cache.values)
-        out = (
-            one_query(q, cache.keys, cache.values, slots, scale)
-            if alone
-            else attention(q, cache.keys, cache.values, scale=scale)
-        )
-        return out, Cache(cache.keys, cache.values, end, None)
+        return attention(q, cache.keys, cache.values, scale=scale), after
     counts = q.new_full((1,), start, dtype=torch.int64) if cache.counts is None else cache.counts
     size = min(BLOCK, _turn(slots, sinks))
     keeps = [None] * max(1, -(-tokens // size)) if keep is None else keep.split(size, 1)

@@ -16,8 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from anyformer.core.errors import UsageError, nearest
-from anyformer.ops import extension
-from anyformer.ops.matrix_vector import plain
+from anyformer.ops.matrix_vector import library, plain
 from anyformer.ops.packed import check_row
 
 Activation = Literal["silu"]
@@ -99,19 +98,19 @@ def convolve_token(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor
     fits = x.shape == (1, 1, channels) and state.shape == (1, kernel - 1, channels)
     if not fits or not plain(*tensors):
         return None
-    library = extension.library("diagonal_scan")
-    if library is None:
+    kernels = library("diagonal_scan")
+    if kernels is None:
         return None
     y = torch.empty_like(x)
-    function = _token_function(library)
+    function = _token_function(kernels)
     address = None if bias is None else bias.data_ptr()
     function(channels, kernel, x.data_ptr(), weight.data_ptr(), address, state.data_ptr(), y.data_ptr())
     return y
 
 
 @functools.cache
-def _token_function(library: ctypes.CDLL) -> Callable[..., None]:
-    function = library.convolve_token_float32
+def _token_function(kernels: ctypes.CDLL) -> Callable[..., None]:
+    function = kernels.convolve_token_float32
     function.argtypes, function.restype = [*(ctypes.c_int64,) * 2, *(ctypes.c_void_p,) * 5], None
     return function
 

@@ -129,6 +129,14 @@ template <typename Work> void each_part(const Sizes& sizes, Work work) {
     }
 }
 
+// Scores of a head, scaled, become weights that sum to 1.
+void softmax(float* scores, int64_t count, float scale) {
+    float highest = -INFINITY, total = 0;
+    for (int64_t i = 0; i < count; ++i) highest = scores[i] > highest || scores[i] != scores[i] ? scores[i] : highest;
+    for (int64_t i = 0; i < count; ++i) total += scores[i] = std::exp((scores[i] - highest) * scale);
+    for (int64_t i = 0; i < count; ++i) scores[i] /= total;
+}
+
 }  // namespace
 
 // y (heads, group, rows): each matrix's rows times each vector of x (heads, group, width). A single one may have a bias and
@@ -165,6 +173,43 @@ extern "C" void columns_of(Sizes sizes, const float* w, const float* x, float* y
             for (int64_t part = 0; part < sizes.parts; ++part) total += sums[(head * sizes.parts + part) * of_head + i];
             y[head * of_head + i] = total;
         }
+}
+
+// Writes a token's keys, (heads, width), and values into a slot of a cache, and gives for each query, (heads, group, width), the
+// softmax attention to the first slots. Sizes are those of the keys; the values have value_width numbers.
+extern "C" void attend_token(
+    Sizes sizes, int64_t value_width, int64_t slot, float scale, const float* q, const float* k, const float* v, float* keys,
+    float* values, float* y
+) {
+    Sizes of_values = sizes;
+    of_values.width = value_width;
+    of_values.head_stride = sizes.head_stride / sizes.width * value_width;
+    for (int64_t head = 0; head < sizes.heads; ++head) {
+        float *key = keys + head * sizes.head_stride, *value = values + head * of_values.head_stride;
+        std::memcpy(key + slot * sizes.width, k + head * sizes.width, sizes.width * sizeof *k);
+        std::memcpy(value + slot * value_width, v + head * value_width, value_width * sizeof *v);
+    }
+    std::vector<float> scores(sizes.heads * sizes.group * sizes.rows);
+    rows_of(sizes, keys, q, nullptr, nullptr, scores.data());
+#pragma omp parallel for num_threads(int(sizes.threads)) if (sizes.threads > 1)
+    for (int64_t head = 0; head < sizes.heads * sizes.group; ++head)
+        softmax(&scores[head * sizes.rows], sizes.rows, scale);
+    columns_of(of_values, values, scores.data(), y);
+}
+
+// Turns each pair (i, i + half) of the channels of each head by position * exp(pair_i * step).
+extern "C" void turn_token(
+    int64_t heads, int64_t half, double step, const int64_t* position, const int64_t* pair, const float* x, float* y
+) {
+    for (int64_t i = 0; i < half; ++i) {
+        const float angle = float(*position) * std::exp(float(pair[i]) * float(step));
+        const float cosine = std::cos(angle), sine = std::sin(angle);
+        for (int64_t head = 0; head < heads; ++head) {
+            const int64_t at = head * 2 * half + i;
+            y[at] = x[at] * cosine - x[at + half] * sine;
+            y[at + half] = x[at + half] * cosine + x[at] * sine;
+        }
+    }
 }
 
 // y = x / sqrt(mean(x^2) + eps) * weight.

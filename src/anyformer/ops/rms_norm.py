@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anyformer.ops import extension
-from anyformer.ops.matrix_vector import plain
+from anyformer.ops.matrix_vector import library, plain
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -25,17 +24,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     width = weight.shape[0]
     if x.numel() == width and width and plain(x, weight):
-        library = extension.library("matrix_vector")
-        if library is not None:
+        kernels = library("matrix_vector")
+        if kernels is not None:
             y = torch.empty_like(x)
-            _function(library)(width, eps, x.data_ptr(), weight.data_ptr(), y.data_ptr())
+            _function(kernels)(width, eps, x.data_ptr(), weight.data_ptr(), y.data_ptr())
             return y
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
 @functools.cache
-def _function(library: ctypes.CDLL) -> Callable[..., None]:
-    function = library.root_mean_square
+def _function(kernels: ctypes.CDLL) -> Callable[..., None]:
+    function = kernels.root_mean_square
     function.argtypes = [ctypes.c_int64, ctypes.c_float, *(ctypes.c_void_p,) * 3]
     function.restype = None
     return function

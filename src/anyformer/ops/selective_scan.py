@@ -11,9 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from anyformer.ops import extension
 from anyformer.ops.diagonal_scan import check_shapes, scan
-from anyformer.ops.matrix_vector import plain
+from anyformer.ops.matrix_vector import library, plain
 from anyformer.ops.packed import check_row
 
 
@@ -99,18 +98,18 @@ def scan_token(
     fits = x.shape == step.shape == gate.shape == (1, 1, channels) and b.shape == c.shape == (1, 1, n)
     if not fits or state.shape != (1, channels, n) or not plain(x, step, log_rates, b, c, d, gate, state.mT):
         return None
-    library = extension.library("diagonal_scan")
-    if library is None:
+    kernels = library("diagonal_scan")
+    if kernels is None:
         return None
     y = torch.empty_like(x)
     tensors = x, step, log_rates, b, c, d, gate, state, y
-    _token_function(library)(channels, n, *(tensor.data_ptr() for tensor in tensors))
+    _token_function(kernels)(channels, n, *(tensor.data_ptr() for tensor in tensors))
     return y
 
 
 @functools.cache
-def _token_function(library: ctypes.CDLL) -> Callable[..., None]:
-    function = library.scan_token_float32
+def _token_function(kernels: ctypes.CDLL) -> Callable[..., None]:
+    function = kernels.scan_token_float32
     function.argtypes, function.restype = [*(ctypes.c_int64,) * 2, *(ctypes.c_void_p,) * 9], None
     return function
 

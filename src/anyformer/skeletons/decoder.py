@@ -12,6 +12,7 @@ from anyformer import core
 from anyformer.core import serial
 from anyformer.core.model import Model
 from anyformer.core.pattern import parse_part
+from anyformer.ops.matrix_vector import unwatched
 from anyformer.parts.embeds.token_table import Tokens, TokenTable
 from anyformer.parts.heads.vocabulary import VocabularyHead
 from anyformer.skeletons.blocks import layer_blocks
@@ -140,9 +141,10 @@ class Decoder(Model, name="decoder"):
             ctx = dataclasses.replace(ctx, positions=torch.arange(tokens, device=x.device))
         ctx = dataclasses.replace(ctx, positions=ctx.positions + state.seen)
         states: list[Any] = []
-        for block, before in zip(self.blocks, state.blocks, strict=True):
-            x, after = block.stream(x, ctx, before)
-            states.append(after)
+        with unwatched():
+            for block, before in zip(self.blocks, state.blocks, strict=True):
+                x, after = block.stream(x, ctx, before)
+                states.append(after)
         if last and ctx.mask is not None:
             place = (ctx.mask * torch.arange(tokens, device=x.device)).argmax(1)
             x = x.gather(1, place[:, None, None].expand(-1, 1, x.shape[2]))

@@ -5,7 +5,7 @@ import torch
 
 from anyformer.ops import extension, matrix_vector
 from anyformer.ops.attention import reference_attention
-from anyformer.ops.matrix_vector import compiled, fits, one_query, plain
+from anyformer.ops.matrix_vector import attend_token, compiled, fits, plain, turn_token, unwatched
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -45,15 +45,44 @@ def test_threads_share_the_rows(monkeypatch):
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("length", [1, 7, 64, 101])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_one_query_reads_the_first_keys_of_a_cache(group, length, threads, monkeypatch):
+def test_a_token_goes_into_a_cache_and_attends_to_its_first_slots(group, length, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(matrix_vector, "_WORTH_THREADS", 0)
-    q, k, v = drawn(1, 3 * group, 1, 32), drawn(1, 3, 110, 32, seed=1), drawn(1, 3, 110, 80, seed=2)
-    k[:, :, length:] = v[:, :, length:] = torch.nan
-    assert fits(q, k, v)
-    out = one_query(q, k, v, length, 0.3)
-    exact = (x.double() for x in (q, k[:, :, :length], v[:, :, :length]))
+    q, keys, values = drawn(1, 3 * group, 1, 32), drawn(1, 3, 110, 32, seed=1), drawn(1, 3, 110, 80, seed=2)
+    keys[:, :, length:] = values[:, :, length:] = torch.nan
+    slot = length // 2
+    k, v = keys[:, :, slot : slot + 1].clone(), values[:, :, slot : slot + 1].clone()
+    keys[:, :, slot] = values[:, :, slot] = torch.nan
+    assert fits(q, k, v, keys, values)
+    out = attend_token(q, k, v, keys, values, slot, length, 0.3)
+    exact = (x.double() for x in (q, keys[:, :, :length], values[:, :, :length]))
     assert (out - reference_attention(*exact, scale=0.3)).abs().max() <= 2e-6
+
+
+@needs_compiler
+def test_a_token_turned_is_one_of_many():
+    x, pair = drawn(1, 3, 1, 20), torch.arange(10)
+    y = turn_token(x, torch.tensor([977]), pair, -0.3)
+    angle = 977 * torch.exp(-0.3 * pair.double())
+    low, high = x.double().chunk(2, -1)
+    expected = torch.cat((low * angle.cos() - high * angle.sin(), high * angle.cos() + low * angle.sin()), -1)
+    assert y is not None
+    assert (y - expected).abs().max() <= 3e-4  # of an angle of 977, float32 knows no more
+    assert turn_token(x, torch.tensor([1, 2]), pair, -0.3) is None
+    assert turn_token(x.double(), torch.tensor([1]), pair, -0.3) is None
+
+
+def test_asking_once_is_asking():
+    x = drawn(4, 16)
+    with torch.no_grad(), unwatched(), unwatched():
+        assert plain(x)
+        assert not plain(x.T)
+    with unwatched():  # gradients are recorded
+        assert not plain(x.clone().requires_grad_())
+    with torch.no_grad(), torch.autocast("cpu"), unwatched():
+        assert not plain(x)
+    with torch.no_grad(), extension.without(), unwatched():
+        assert not compiled()
 
 
 def test_what_is_watched_or_other_is_left_to_torch():
@@ -69,12 +98,14 @@ def test_what_is_watched_or_other_is_left_to_torch():
         assert not plain(x)
     with torch.device("cpu"):  # a mode that sees every call
         assert not plain(x)
-    q, k = drawn(1, 2, 1, 16), drawn(1, 2, 5, 16)
-    assert not fits(drawn(2, 2, 1, 16), k, k)
-    assert not fits(q.expand(1, 2, 2, 16), k, k)
-    assert not fits(drawn(1, 2, 1, 20), k, k)
+    q, cache = drawn(1, 2, 1, 16), drawn(1, 2, 5, 16)
+    assert fits(q, q, q, cache, cache) == compiled()
+    assert not fits(drawn(2, 2, 1, 16), q, q, cache, cache)
+    assert not fits(drawn(1, 2, 2, 16), q, q, cache, cache)
+    assert not fits(drawn(1, 2, 1, 20), q, q, cache, cache)
+    assert not fits(q, q, q, drawn(1, 3, 5, 16), cache)
     with extension.without():
-        assert not fits(q, k, k)
+        assert not fits(q, q, q, cache, cache)
 
 
 @needs_compiler

@@ -86,7 +86,7 @@ class GroupedQueryAttention(core.TokenMixer, name="grouped_query_attention"):
         batch, count, _ = x.shape
         queries, keys = config.kv_heads * config.group, config.kv_heads
         heads = self.qkv(x).view(batch, count, queries + 2 * keys, config.head_dim).transpose(1, 2)
-        both, v = heads.split((queries + keys, keys), dim=1)
+        both, v = heads.split_with_sizes((queries + keys, keys), dim=1)
         if self.query_norm is not None or self.key_norm is not None:
             q, k = both.split((queries, keys), dim=1)
             q = q if self.query_norm is None else self.query_norm(q)
@@ -95,7 +95,7 @@ class GroupedQueryAttention(core.TokenMixer, name="grouped_query_attention"):
         if self.turns:
             positions = torch.arange(count, device=x.device) if ctx.positions is None else ctx.positions
             both = self.position(both, positions if positions.dim() == 1 else positions[:, None])
-        q, k = both.split((queries, keys), dim=1)
+        q, k = both.split_with_sizes((queries, keys), dim=1)
         return q, k, v
 
     def _options(self, x: Tensor) -> dict:

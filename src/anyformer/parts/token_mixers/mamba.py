@@ -94,7 +94,7 @@ class Mamba(core.TokenMixer, name="mamba"):
         config: Mamba.Config = self.config
         x, gate = self.in_proj(x).chunk(2, dim=-1)
         x, convolution = self.convolution(x, ctx, state and state.convolution)
-        step, b, c = self.x_proj(x).split((config.step_rank, config.state, config.state), dim=-1)
+        step, b, c = self.x_proj(x).split_with_sizes((config.step_rank, config.state, config.state), dim=-1)
         step = step if self.step_norm is None else self.step_norm(step)
         b = b if self.b_norm is None else self.b_norm(b)
         c = c if self.c_norm is None else self.c_norm(c)
