@@ -56,6 +56,11 @@ def unwatched() -> Iterator[None]:
         _here.libraries = before
 
 
+def asked() -> bool:
+    """Whether this is a step of decoding that nothing watches."""
+    return _here.libraries is not None
+
+
 def library(name: str) -> ctypes.CDLL | None:
     """The functions of ``name.cpp``, as ``extension.library``."""
     return extension.library(name) if _here.libraries is None else _here.libraries[name]

@@ -145,10 +145,10 @@ class Decoder(Model, name="decoder"):
             for block, before in zip(self.blocks, state.blocks, strict=True):
                 x, after = block.stream(x, ctx, before)
                 states.append(after)
-        if last and ctx.mask is not None:
-            place = (ctx.mask * torch.arange(tokens, device=x.device)).argmax(1)
-            x = x.gather(1, place[:, None, None].expand(-1, 1, x.shape[2]))
-        elif last:
-            x = x[:, -1:]
-        x = x if self.norm is None else self.norm(x)
-        return self.forward_head(x, ctx), DecoderState(blocks=states, seen=state.seen + counted, owner=self.owner)
+            if last and ctx.mask is not None:
+                place = (ctx.mask * torch.arange(tokens, device=x.device)).argmax(1)
+                x = x.gather(1, place[:, None, None].expand(-1, 1, x.shape[2]))
+            elif last:
+                x = x[:, -1:]
+            scores = self.forward_head(x if self.norm is None else self.norm(x), ctx)
+        return scores, DecoderState(blocks=states, seen=state.seen + counted, owner=self.owner)
