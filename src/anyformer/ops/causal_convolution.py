@@ -86,7 +86,7 @@ def convolve_token(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor
 
     Args:
         x: (1, 1, channels).
-        weight: (channels, kernel).
+        weight: (channels, kernel) or (channels, 1, kernel).
         bias: (channels,).
         state: (1, kernel - 1, channels); it is overwritten.
 
@@ -94,7 +94,7 @@ def convolve_token(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor
         Outputs like x; None where torch is to compute them: no compiler, other types, or gradients are wanted.
     """
     tensors = (x, weight, state) if bias is None else (x, weight, state, bias)
-    channels, kernel = weight.shape
+    channels, kernel = weight.shape[0], weight.shape[-1]
     fits = x.shape == (1, 1, channels) and state.shape == (1, kernel - 1, channels)
     if not fits or not plain(*tensors):
         return None

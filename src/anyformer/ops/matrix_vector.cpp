@@ -212,6 +212,11 @@ extern "C" void turn_token(
     }
 }
 
+// y = silu(gate) * up, where x has the gate's numbers before those of up.
+extern "C" void gate_token(int64_t width, const float* x, float* y) {
+    for (int64_t i = 0; i < width; ++i) y[i] = x[i] / (1 + std::exp(-x[i])) * x[width + i];
+}
+
 // y = x / sqrt(mean(x^2) + eps) * weight.
 extern "C" void root_mean_square(int64_t width, float eps, const float* x, const float* weight, float* y) {
     Vector squares{};

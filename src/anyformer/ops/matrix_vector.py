@@ -195,6 +195,17 @@ def turn_token(x: Tensor, position: Tensor, pair: Tensor, step: float) -> Tensor
     return y
 
 
+def gate_token(x: Tensor) -> Tensor | None:
+    """``silu(gate) * up`` of one token, where ``x``, (1, 1, 2 * width), has both; None where torch is to compute it."""
+    kernels = library("matrix_vector")
+    width = x.shape[-1] // 2
+    if kernels is None or x.numel() != 2 * width or not plain(x):
+        return None
+    y = x.new_empty(1, 1, width)
+    _gate_token(kernels)(width, x.data_ptr(), y.data_ptr())
+    return y
+
+
 class _Sizes(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64) for name in ["heads", "group", "rows", "width", "head_stride", "parts", "threads"]
@@ -224,4 +235,5 @@ def _declared(name: str, *arguments: type) -> Callable[[ctypes.CDLL | None], Cal
 _ADDRESS, _WHOLE = ctypes.c_void_p, ctypes.c_int64
 _rows_of = _declared("rows_of", _Sizes, *(_ADDRESS,) * 5)
 _attend_token = _declared("attend_token", _Sizes, _WHOLE, _WHOLE, ctypes.c_float, *(_ADDRESS,) * 6)
+_gate_token = _declared("gate_token", _WHOLE, _ADDRESS, _ADDRESS)
 _turn_token = _declared("turn_token", _WHOLE, _WHOLE, ctypes.c_double, *(_ADDRESS,) * 4)

@@ -5,7 +5,7 @@ import torch
 
 from anyformer.ops import extension, matrix_vector
 from anyformer.ops.attention import reference_attention
-from anyformer.ops.matrix_vector import attend_token, compiled, fits, plain, turn_token, unwatched
+from anyformer.ops.matrix_vector import attend_token, compiled, fits, gate_token, plain, turn_token, unwatched
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -70,6 +70,18 @@ def test_a_token_turned_is_one_of_many():
     assert (y - expected).abs().max() <= 3e-4  # of an angle of 977, float32 knows no more
     assert turn_token(x, torch.tensor([1, 2]), pair, -0.3) is None
     assert turn_token(x.double(), torch.tensor([1]), pair, -0.3) is None
+
+
+@needs_compiler
+def test_a_token_gated_is_one_of_many():
+    x = 9 * drawn(1, 1, 46)
+    x[..., 3], x[..., 5] = -200.0, 200.0
+    gate, up = x.double().chunk(2, -1)
+    y = gate_token(x)
+    assert y is not None
+    assert (y - gate * gate.sigmoid() * up).abs().max() <= 1e-6 * y.abs().max()
+    assert gate_token(drawn(1, 2, 46)) is None
+    assert gate_token(x.double()) is None
 
 
 def test_asking_once_is_asking():

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyformer import core
+from anyformer.ops.matrix_vector import asked, gate_token
 
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "sigmoid": F.sigmoid}
 
@@ -30,7 +31,12 @@ class GatedMLP(core.ChannelMixer, name="gated_mlp"):
 
     def forward(self, x: Tensor, ctx: core.Context) -> Tensor:
         """Widen, gate, narrow."""
-        gate, up = self.fc1(x).chunk(2, dim=-1)
+        x = self.fc1(x)
+        if asked() and self.config.activation == "silu" and x.dim() == 3:
+            gated = gate_token(x)
+            if gated is not None:
+                return self.fc2(gated)
+        gate, up = x.chunk(2, dim=-1)
         return self.fc2(ACTIVATIONS[self.config.activation](gate) * up)
 
     def scaled(self, scale: Tensor) -> bool:

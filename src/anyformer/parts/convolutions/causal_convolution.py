@@ -42,12 +42,12 @@ class CausalConvolution(core.Part, name="causal_convolution"):
 
     def forward(self, x: Tensor, ctx: core.Context, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Convolve from a state, which may be overwritten; gives the outputs and the state after what counts."""
-        weight, bias = self.weight.squeeze(1), self.bias
-        activation = self.config.activation
+        bias, activation = self.bias, self.config.activation
         if state is not None and x.shape[1] == 1 and activation and ctx.mask is None:
-            y = convolve_token(x, weight, bias, state)
+            y = convolve_token(x, self.weight, bias, state)
             if y is not None:
                 return y, state
+        weight = self.weight.squeeze(1)
         if ctx.mask is None:
             return causal_convolution(x, weight, bias, state=state, offsets=ctx.offsets, activation=activation)
         x = x.masked_fill(~ctx.mask[..., None], 0.0)

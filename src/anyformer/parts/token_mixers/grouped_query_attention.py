@@ -79,7 +79,8 @@ class GroupedQueryAttention(core.TokenMixer, name="grouped_query_attention"):
     def stream(self, x: Tensor, ctx: core.Context, state: Cache) -> tuple[Tensor, Cache]:
         """The next tokens of a stream. Raises UsageError where the state has no room for them."""
         mixed, state = cached_attention(*self._heads(x, ctx), state, keep=ctx.mask, **self._options(x))
-        return self.proj(mixed.transpose(1, 2).flatten(2)), state
+        one = x.shape[1] == 1  # then the heads already stand behind one another
+        return self.proj(mixed.reshape(*x.shape[:2], -1) if one else mixed.transpose(1, 2).flatten(2)), state
 
     def _heads(self, x: Tensor, ctx: core.Context) -> tuple[Tensor, Tensor, Tensor]:
         config: GroupedQueryAttention.Config = self.config

@@ -98,12 +98,13 @@ class Mamba(core.TokenMixer, name="mamba"):
         step = step if self.step_norm is None else self.step_norm(step)
         b = b if self.b_norm is None else self.b_norm(b)
         c = c if self.c_norm is None else self.c_norm(c)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        step = F.softplus(self.step_proj(step).to(wide))
-        if state is not None and x.shape[1] == 1 and ctx.mask is None:
-            y = scan_token(x, step, self.log_rates, b, c, self.skip, gate, state.scan)
+        step = self.step_proj(step)
+        if state is not None and x.shape[1] == 1 and ctx.mask is None and x.dtype == torch.float32:
+            y = scan_token(x, F.softplus(step), self.log_rates, b, c, self.skip, gate, state.scan)
             if y is not None:
                 return self.out_proj(y), MambaState(convolution=convolution, scan=state.scan)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        step = F.softplus(step.to(wide))
         if ctx.mask is not None:
             step = step.masked_fill(~ctx.mask[..., None], 0.0)
         rates = -self.log_rates.to(wide).exp()
