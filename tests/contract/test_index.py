@@ -33,7 +33,9 @@ def test_row(name: str) -> None:
 def test_the_ledger_is_of_models_that_exist():
     records = ledger.read()
     assert {record.name for record in records} <= set(registry.model_names())
-    assert all(record.level in (*ledger.LEVELS, ledger.RULE) and record.slug in registry.systems() for record in records)
+    assert all(
+        record.level in (*ledger.LEVELS, ledger.RULE) and record.slug in registry.systems() for record in records
+    )
 
 
 def test_every_line_of_the_ledger_is_one_record():
@@ -42,7 +44,9 @@ def test_every_line_of_the_ledger_is_one_record():
 
 
 def test_nothing_in_the_ledger_failed():
-    asked = [record for record in ledger.latest().values() if record.level != "claim"]  # the papers', reported as they are
+    asked = [
+        record for record in ledger.latest().values() if record.level != "claim"
+    ]  # the papers', reported as they are
     assert [(record.name, record.level) for record in asked if not record.reached] == []
 
 

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from safetensors import torch as safetensors
+from torch import Tensor
 
 from anyformer.core import registry, serial
 from anyformer.core.config import Config, fields, resolve
@@ -74,16 +75,34 @@ class Folder:
         architecture: the class that is to load it.
         read: the pattern of a ``config.json``.
         write: the keys of ``config.json`` for a spec; None for one of another kind.
+        tied: names that files leave out -> the name under which their tensor is there.
     """
 
     model_type: str
     architecture: str
     read: Callable[[Settings], Config]
     write: Callable[[Any], dict[str, Any] | None]
+    tied: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def read_folder(path: Path) -> tuple[Config, str, dict[str, Any]]:
-    """The pattern, the system's slug and the data configuration of a folder of transformers.
+class Found(NamedTuple):
+    """What lies in a folder of transformers.
+
+    Attributes:
+        pattern: of the model.
+        system: the slug.
+        data_config: of the model.
+        tensors: by their names.
+    """
+
+    pattern: Config
+    system: str
+    data_config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def read_folder(path: Path) -> Found:
+    """Everything that a folder of transformers says of a model.
 
     Raises:
         UsageError: for an architecture, or a setting of one, that is not built here.
@@ -109,14 +128,18 @@ def read_folder(path: Path) -> tuple[Config, str, dict[str, Any]]:
     tokenizer = path / "tokenizer.json"
     context = table.get("max_position_embeddings")
     data = {
-        "vocabulary": cast(Any, pattern).vocabulary,
+        "vocabulary": cast(Any, resolve(pattern)).vocabulary,
         "tokenizer": str(tokenizer) if tokenizer.is_file() else "bytes",
         "context": context if isinstance(context, int) else None,
     }
-    return pattern, slug, data
+    if "decoder_start_token_id" in table:
+        data["start"] = table["decoder_start_token_id"]
+    tensors = read_weights(path)
+    there = {name: tensors[source] for name, source in folder.tied.items() if source in tensors}
+    return Found(pattern, slug, data, {**there, **tensors})
 
 
-def read_weights(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a folder, from one file or from those that its index names. Raises AnyformerError without any."""
     for name in WEIGHTS:
         if (path / name).is_file():
@@ -148,9 +171,8 @@ def save_folder(model: Any, folder: Path) -> None:
         )
     from anyformer.core.store import dump_weights
 
-    tensors = {
-        name: tensor.detach().contiguous() for name, tensor in dump_weights(model, format="transformers").items()
-    }
+    theirs = dump_weights(model, format="transformers")
+    tensors = {name: tensor.detach().contiguous() for name, tensor in theirs.items() if name not in form.tied}
     dtype = next((str(t.dtype).removeprefix("torch.") for t in tensors.values() if t.is_floating_point()), "float32")
     config = {"architectures": [form.architecture], "model_type": form.model_type, "dtype": dtype, **values}
     context = model.data_config.get("context")

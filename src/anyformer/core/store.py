@@ -254,15 +254,14 @@ def _known_folder(format: str) -> None:
 
 
 def _from_transformers(path: Path) -> Model:
-    pattern, slug, data_config = folders.read_folder(path)
-    theirs = folders.read_weights(path)
+    found = folders.read_folder(path)
+    system = registry.system(found.system)
     with unfilled():
-        model = _allocate(pattern)
-    model.system, model.data_config = slug, data_config
-    model.to(dtype=next((t.dtype for t in theirs.values() if t.is_floating_point()), None))
-    same = (n for n in registry.system(slug).names if folders.same(registry.system(slug).pattern(n), model.spec))
-    model.model_name = next(same, "")
-    return load_weights(model, theirs, format="transformers").eval()
+        model = _allocate(found.pattern)
+    model.system, model.data_config = found.system, found.data_config
+    model.to(dtype=next((t.dtype for t in found.tensors.values() if t.is_floating_point()), None))
+    model.model_name = next((name for name in system.names if folders.same(system.pattern(name), model.spec)), "")
+    return load_weights(model, found.tensors, format="transformers").eval()
 
 
 def _fill(model: Model, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -123,6 +123,7 @@ class Size(NamedTuple):
     jitter: float = 0.01
     vocabulary: int = 32128
     tokenizer: str = "google/switch-base-8"
+    eps: float = 1e-6
 
 
 SIZES = {
@@ -141,8 +142,12 @@ def pattern(name: str, *, vocabulary: int | None = None, expert_dropout: float =
 
     ``expert_dropout`` is the rate inside the experts while training, 0.4 where the paper fine-tunes (section 2.4).
     """
-    size = SIZES[name]
-    norm, join = RMSNorm.Config(eps=1e-6), PlainResidual.Config()
+    size = SIZES[name] if vocabulary is None else SIZES[name]._replace(vocabulary=vocabulary)
+    return _model(size, small=name in SMALL, expert_dropout=expert_dropout)
+
+
+def _model(size: Size, *, small: bool = False, expert_dropout: float = 0.0) -> core.Config:
+    norm, join = RMSNorm.Config(eps=size.eps), PlainResidual.Config()
     linear = Linear.Config(bias=False, init=START)
     attention: dict[str, Any] = {
         "kv_heads": size.heads,
@@ -153,7 +158,7 @@ def pattern(name: str, *, vocabulary: int | None = None, expert_dropout: float =
         "proj": linear,
     }
     dense = MLP.Config(hidden=size.hidden, activation="relu", fc1=linear, fc2=linear)
-    scores = linear if name in SMALL else Linear.Config(bias=False, init=core.Init("normal", 1.0))
+    scores = linear if small else Linear.Config(bias=False, init=core.Init("normal", 1.0))
     routed = CappedExperts.Config(
         router=Switch.Config(jitter=size.jitter, linear=scores),
         capacity=size.capacity,
@@ -193,7 +198,7 @@ def pattern(name: str, *, vocabulary: int | None = None, expert_dropout: float =
         ),
         decoder=Decoder.Config(
             dim=size.dim,
-            vocabulary=size.vocabulary if vocabulary is None else vocabulary,
+            vocabulary=size.vocabulary,
             embed=TokenTable.Config(table=Linear.Config(bias=False, init=core.Init("normal", 1.0))),
             blocks=tuple(map(decoder_block, range(size.depth))),
             norm=norm,
@@ -215,8 +220,11 @@ PUBLISHED = {
 }
 
 
+TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+
+
 def _key_map(spec: Any) -> KeyMap:
-    tied = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    tied = ("shared.weight", *TIED)
     return KeyMap(
         (
             row(tied, "decoder.embed.table.weight", Tie(4)),
@@ -250,3 +258,66 @@ def _stack(side: str, attentions: dict[str, str], last: int) -> tuple[Row, ...]:
 
 
 KEYS = {"transformers": _key_map, "oracle": _key_map}
+
+
+def _read(settings: core.Settings) -> core.Config:
+    settings.expect(
+        dense_act_fn="relu",
+        is_gated_act=False,
+        router_bias=False,
+        tie_word_embeddings=True,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=128,
+    )
+    depth = settings.number("num_layers")
+    settings.expect(**dict.fromkeys(("num_sparse_encoder_layers", "num_sparse_decoder_layers"), depth // 2))
+    settings.expect(num_decoder_layers=depth)
+    size = Size(
+        dim=settings.number("d_model"),
+        hidden=settings.number("d_ff"),
+        depth=depth,
+        heads=settings.number("num_heads"),
+        experts=settings.number("num_experts", 8),
+        head_dim=settings.number("d_kv", 64),
+        capacity=settings.number("expert_capacity", 64),
+        jitter=settings.values.get("router_jitter_noise", 0.01),
+        vocabulary=settings.number("vocab_size"),
+        eps=settings.number("layer_norm_epsilon", 1e-6),
+    )
+    return _model(size)
+
+
+def _write(spec: Any) -> dict[str, Any]:
+    blocks = spec.encoder.blocks
+    mixer, dense, routed = blocks[0].mixer, blocks[0].channel_mixer, blocks[1].channel_mixer
+    sparse = [sum(b.channel_mixer.part is CappedExperts for b in side.blocks) for side in (spec.encoder, spec.decoder)]
+    return {
+        "vocab_size": spec.vocabulary,
+        "d_model": spec.decoder.dim,
+        "d_kv": mixer.head_dim,
+        "d_ff": dense.hidden,
+        "expert_capacity": routed.capacity,
+        "num_layers": len(blocks),
+        "num_sparse_encoder_layers": sparse[0],
+        "num_decoder_layers": len(spec.decoder.blocks),
+        "num_sparse_decoder_layers": sparse[1],
+        "num_heads": mixer.kv_heads,
+        "num_experts": routed.count,
+        "router_jitter_noise": routed.router.jitter,
+        "relative_attention_num_buckets": mixer.position.buckets,
+        "relative_attention_max_distance": mixer.position.max_distance,
+        "layer_norm_epsilon": spec.decoder.norm.eps,
+        "pad_token_id": None,  # one would have no gradient in the table
+        "decoder_start_token_id": 0,
+    }
+
+
+FOLDERS = (
+    core.Folder(
+        "switch_transformers",
+        "SwitchTransformersForConditionalGeneration",
+        _read,
+        _write,
+        tied=dict.fromkeys(TIED, "shared.weight"),
+    ),
+)
