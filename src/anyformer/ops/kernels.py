@@ -22,6 +22,8 @@ from anyformer.core.machine import processor
 
 KERNELS = ("mkl", "onednn")
 """``mkl``: torch's own product (MKL where torch was built with it). ``onednn``: with activation and residual fused."""
+VECTOR_KERNELS = ("mkl", "compiled")
+"""For the one row of a step of decoding; ``compiled``: :func:`~anyformer.ops.matrix_vector.matrix_vector`."""
 
 ROUNDS, SECONDS = 7, 0.015  # a probe takes at least these rounds, and more within the time
 MARGIN = 0.95  # a challenger takes over only when it is 5 % faster, so that noise cannot move a tie
@@ -150,7 +152,7 @@ def _recall(machine: str) -> dict[Key, str]:
     known = {}
     for key, kernel in _read().get(machine, {}).items():
         operation, *rest = key.split("/")
-        if len(rest) == 3 and kernel in KERNELS:
+        if len(rest) == 3 and kernel in (*KERNELS, *VECTOR_KERNELS):
             known[(operation, *rest)] = kernel
     return known
 

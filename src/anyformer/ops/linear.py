@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from anyformer.core.errors import UsageError, nearest
 from anyformer.ops import kernels
+from anyformer.ops.matrix_vector import asked, matrix_vector, plain
 
 Activation = Literal["gelu", "relu"]
 
@@ -37,9 +38,11 @@ _PLAIN = (Tensor, Parameter)
 # oneDNN has a fixed cost of about 13 microseconds a call, torch's own path 2: smaller products never repay it
 _SMALLEST_PRODUCT = 2_000_000  # rows * in * out
 _SMALLEST_STREAM = 250_000  # in * out, where up to 8 rows leave the time to reading the weight
+_SMALLEST_VECTOR = 30_000  # in * out, for the one row of a step of decoding
 
 _LARGEST_SIDE, _LARGEST_PROBE = 4096, 2**30  # beyond them a longer probe tells nothing new
 _STREAMED = 4 * 1024 * 1024  # weights that take turns where few rows read them, as layers do in decoding
+_VECTOR_STREAMED = 16 * 1024 * 1024  # where one row does: more than the caches of a core hold
 
 
 def linear(
@@ -64,6 +67,10 @@ def linear(
     """
     if act is not None and act not in _ACTIVATIONS:
         raise UsageError(f"linear has no activation {act!r}: use gelu, relu or None{nearest(str(act), _ACTIVATIONS)}")
+    if act is None and asked():
+        y = _of_vector(x, weight, bias, add)
+        if y is not None:
+            return y
     size = _size_class(x, weight)
     if (
         size is None
@@ -157,12 +164,31 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation | No
     return y if add is None else y.add_(add)
 
 
+def _of_vector(x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None) -> Tensor | None:
+    """The product for the one row of a step of decoding, where the compiled kernel is the fastest."""
+    weights, (features_out, features_in) = weight.numel(), weight.shape
+    if weights < _SMALLEST_VECTOR or x.numel() != features_in or not plain(x, weight):
+        return None
+    if not all(other is None or (other.numel() == features_out and plain(other)) for other in (bias, add)):
+        return None
+    size = _class_name(1, features_in, features_out)
+    kernel = kernels.known("matrix vector", size) or kernels.choose("matrix vector", size, _contestants)
+    return matrix_vector(weight, x, bias, add) if kernel == "compiled" else None
+
+
 def _contestants(operation: str, size: str) -> kernels.Contestants:
     rows, features_in, features_out = map(int, size.split("x"))
     turns = max(1, min(4, _STREAMED // (features_in * features_out))) if rows <= 8 else 1
+    if operation == "matrix vector":
+        turns = max(1, _VECTOR_STREAMED // (features_in * features_out))
     x = torch.full((rows, features_in), 0.5)
     weights = itertools.cycle([torch.full((features_out, features_in), 0.01) for _ in range(turns)])
     bias = torch.zeros(features_out)
+    if operation == "matrix vector":
+        return {
+            "mkl": lambda: _mkl(x, next(weights), bias, None, None),
+            "compiled": lambda: matrix_vector(next(weights), x, bias),
+        }
     if operation == "linear":
         return {
             "mkl": lambda: _mkl(x, next(weights), bias, None, None),

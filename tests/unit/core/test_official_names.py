@@ -24,8 +24,15 @@ def meta_model(name, **options):
         return af.create_model(name, **options)
 
 
+NOT_AT_HAND = {
+    "nha": "its released weights are in no place that could be read; a few names are held to its code in its unit test",
+    "transnormer": "likewise",
+}
+
+
 def test_every_paper_model_has_its_names_committed():
-    paper_models = {name for system in registry.systems().values() for name in set(system.names) - set(system.small)}
+    named = [s for s in registry.systems().values() if set(s.keys) - {"oracle"} and s.paper.slug not in NOT_AT_HAND]
+    paper_models = {name for system in named for name in set(system.names) - set(system.small)}
     small = {name for system in registry.systems().values() for name in system.small}
     assert {size for _, _, size in PLAIN} - small == paper_models
 

@@ -229,7 +229,7 @@ def test_names_and_fields_are_listed():
     assert sorted(names) == sorted(name for system in registry.systems().values() for name in system.names)
     assert len(names) == len(set(names))
     assert af.list_models("*next_micro") == ["convnext_micro", "edgenext_micro"]
-    fields = {field: af.list_models(field=field) for field in ("vision", "language", "references")}
+    fields = {field: af.list_models(field=field) for field in ("vision", "language", "references", "survey")}
     assert sorted(name for listed in fields.values() for name in listed) == sorted(names)
     assert "vit_micro" in fields["vision"]
     assert "mamba_130m" in fields["language"]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from anyformer import core
+from anyformer.ops.matrix_vector import asked
 from anyformer.parts.channel_mixers.gated_mlp import GatedMLP
 from anyformer.parts.routers.top_k import TopK
 
@@ -80,6 +81,8 @@ class Experts(core.ChannelMixer, name="experts"):
             ctx.collect(BALANCE, balance)
             if self.config.balance:
                 ctx.collect(LOSS, self.config.balance * balance)
+        if len(x) == 1 and asked():
+            return self._of_one(x, chosen[0], weights[0], core.Context(sink=ctx.sink))
         absent, *sizes = _sizes(chosen, count)
         order = chosen.flatten().argsort(stable=True)[absent:]  # entries by expert; each token has k of them
         alone = core.Context(sink=ctx.sink)
@@ -90,6 +93,14 @@ class Experts(core.ChannelMixer, name="experts"):
         places = torch.arange(len(mixed) - len(order), len(mixed), device=x.device)
         back = order.new_zeros(chosen.numel()).scatter_(0, order, places)
         return (weights[..., None] * mixed[back].view(len(x), k, x.shape[1])).sum(1)
+
+    def _of_one(self, x: Tensor, chosen: Tensor, weights: Tensor, ctx: core.Context) -> Tensor:
+        """The sum for one token, as in decoding: nothing to gather, and nobody else to call."""
+        mixed = torch.zeros_like(x)
+        for expert, weight in zip(chosen.tolist(), weights, strict=True):
+            if expert >= 0:
+                mixed = mixed + weight * self.experts[expert](x, ctx)
+        return mixed
 
 
 def _sizes(chosen: Tensor, count: int) -> list[int]:

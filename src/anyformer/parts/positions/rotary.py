@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from anyformer import core
+from anyformer.ops.matrix_vector import asked, turn_token
 
 
 class Rotary(core.Part, name="rotary"):
@@ -39,8 +40,13 @@ class Rotary(core.Part, name="rotary"):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """``x`` turned for ``positions``, which are ``(tokens,)`` or ``(batch, 1, tokens)`` whole numbers."""
+        step = -math.log(self.config.base) / self.config.pairs
+        if asked():
+            turned = turn_token(x, positions, self.pair, step)
+            if turned is not None:
+                return turned
         precise = torch.promote_types(x.dtype, torch.float32)
-        frequency = torch.exp(self.pair.to(precise) * (-math.log(self.config.base) / self.config.pairs))
+        frequency = torch.exp(self.pair.to(precise) * step)
         angle = positions[..., None] * frequency
         cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         turned = x * torch.cat((cosine, cosine), dim=-1)
