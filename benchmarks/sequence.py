@@ -9,23 +9,31 @@ name (above 1 ours is faster). One layer of width 256, batch 1, float32, blocks 
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from anyformer import core
+from anyformer.core.files import write_atomic
 from anyformer.core.machine import keep_freed_memory, processor
 from anyformer.core.pattern import parse_part
 from anyformer.measure.latency import latency, ratio
+from anyformer.measure.memory import growth
 from anyformer.ops import extension
 from anyformer.verify.oracles import declare_missing_operators
 
 DIM = 256
 MIXERS = {
+    "linear": "norm_attention(heads=4)",
     "gla": "gated_linear_attention(heads=4)",
+    "hgrn2": "hgrn2(heads=4)",
     "retention": "retention(heads=4)",
     "deltanet": "delta_net(heads=4)",
     "gated_deltanet": "gated_deltanet(heads=4)",
@@ -119,15 +127,27 @@ def against_attention(seconds: float) -> Iterator[dict[str, Any]]:
             yield {"name": f"{name}_vs_attention_{tokens}", **asdict(measured)}
 
 
-def slopes() -> dict[str, float]:
-    """The slope of the logarithm of the median time over that of the length, by least squares."""
-    found: dict[str, float] = {}
+def slopes(rounds: int) -> dict[str, dict[str, Any]]:
+    """How time and memory of a forward pass grow with the tokens: slopes of their logarithms, by least squares.
+
+    Every round times all lengths once, so that the slopes of the rounds are independent; their mean has its 95 % interval
+    by Student's t. Memory is the peak of one pass beside the weights.
+    """
+    x = torch.tensor([[math.log(tokens), 1.0] for tokens in LENGTHS], dtype=torch.float64)
+
+    def slope(values: list[float]) -> float:
+        y = torch.tensor([math.log(value) for value in values], dtype=torch.float64)
+        return float(torch.linalg.lstsq(x, y[:, None]).solution[0, 0])
+
+    found: dict[str, dict[str, Any]] = {}
     for name, text in MIXERS.items():
         mixer = layer(text)
-        times = [latency(forward(mixer, features(tokens)), seconds=1.0).median_ms for tokens in LENGTHS]
-        x = torch.tensor([[math.log(tokens), 1.0] for tokens in LENGTHS], dtype=torch.float64)
-        y = torch.tensor([math.log(t) for t in times], dtype=torch.float64)
-        found[name] = float(torch.linalg.lstsq(x, y[:, None]).solution[0, 0])
+        calls = [forward(mixer, features(tokens)) for tokens in LENGTHS]
+        memory = slope([growth(call) for call in calls])
+        times = [slope([latency(call, seconds=0.3, warmup=0.05).median_ms for call in calls]) for _ in range(rounds)]
+        half = student.ppf(0.975, rounds - 1) * statistics.stdev(times) / math.sqrt(rounds)
+        mean = statistics.fmean(times)
+        found[name] = {"time": mean, "low": float(mean - half), "high": float(mean + half), "memory": memory}
     return found
 
 
@@ -137,26 +157,32 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--kept", action="store_true", help="let the C library keep freed memory")
     parser.add_argument("--seconds", type=float, default=20.0, help="at most, of each comparison")
+    parser.add_argument("--rounds", type=int, default=5, help="of the slopes")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     kept = keep_freed_memory() if arguments.kept else False
     rows: list[dict[str, Any]] = []
-    for row in (*against_transformers(arguments.seconds), *against_attention(arguments.seconds)):
+    for row in chain(against_transformers(arguments.seconds), against_attention(arguments.seconds)):
         rows.append(row)
         print(f"{row['name']:36} {row['value']:8.2f}  [{row['low']:.2f}, {row['high']:.2f}]", flush=True)
-    growth = slopes()
-    print("\n".join(f"slope of {name:24} {slope:.2f}" for name, slope in growth.items()))
-    if arguments.json:
+    grown = slopes(arguments.rounds)
+    for name, slope in grown.items():
+        interval = f"[{slope['low']:.2f}, {slope['high']:.2f}]"
+        print(f"slope of {name:27} {slope['time']:8.2f}  {interval}  of memory {slope['memory']:.2f}")
+    if arguments.json or arguments.out:
         summary = {
             "processor": processor(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "compiled": extension.library("diagonal_scan") is not None,
             "kept_freed_memory": kept,
-            "slopes": growth,
+            "slopes": grown,
             "rows": rows,
             **{row["name"]: row["value"] for row in rows},
         }
         print(json.dumps(summary))
+        if arguments.out:
+            write_atomic(arguments.out, (json.dumps(summary, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

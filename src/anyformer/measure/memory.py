@@ -84,18 +84,18 @@ def measured(
     if is_export(source):
         exported = Exported.of(source)
         run, example = exported.form(threads), exported.images(batch, edges)
-        return Peak(forward_mb=_growth(lambda: run(example)))
+        return Peak(forward_mb=growth(lambda: run(example)))
     model = Subject(source, source).model(edges)
     example = images(model, batch, edges or size_of(model))
     run = form(model, runtime, example, precision, threads)
     if runtime in GIVES_BACK:
         run(example)
-    forward = _growth(lambda: run(example))
+    forward = growth(lambda: run(example))
     if not training:
         return Peak(forward_mb=forward)
     _train(torch.nn.Linear(1, 1), torch.ones(1, 1))  # loads what the optimizer imports
     try:
-        return Peak(forward_mb=forward, training_mb=_growth(lambda: _train(model, example)))
+        return Peak(forward_mb=forward, training_mb=growth(lambda: _train(model, example)))
     except Exception as error:  # a model may refuse to be trained on so few or so small images
         return Peak(forward_mb=forward, note=f"training step: {sentence(error)}")
 
@@ -113,7 +113,7 @@ def _train(model: Any, example: torch.Tensor) -> None:
     optimizer.step()
 
 
-def _growth(call: Callable[[], object]) -> float:
+def growth(call: Callable[[], object]) -> float:
     """How far resident memory rises in a call, in MB, without the code that it loads."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

@@ -98,7 +98,7 @@ def test_openvino_is_told_what_to_compute_in(precision, computed, tmp_path, monk
 
 
 def test_its_memory_is_measured_without_a_model(folder, monkeypatch):
-    monkeypatch.setattr(memory, "_growth", lambda call: float(call().shape[0]))
+    monkeypatch.setattr(memory, "growth", lambda call: float(call().shape[0]))
     monkeypatch.setattr(memory.torch, "set_num_threads", lambda count: None)
     found = memory.measured(str(folder), "onnx", "float32", 3, None, threads=1, training=False)
     assert found == Peak(forward_mb=3.0)

@@ -37,7 +37,7 @@ def passes(monkeypatch):
     """What is done in the process itself, with a growth that is counted instead of measured."""
     done = []
     monkeypatch.setattr(memory, "form", lambda model, runtime, example, *_: lambda batch: done.append("run"))
-    monkeypatch.setattr(memory, "_growth", lambda call: (done.append("mark"), call(), float(len(done)))[2])
+    monkeypatch.setattr(memory, "growth", lambda call: (done.append("mark"), call(), float(len(done)))[2])
     monkeypatch.setattr(memory.torch, "set_num_threads", lambda count: done.append(count))
     return done
 
@@ -108,11 +108,11 @@ def test_the_growth_is_that_of_the_call(monkeypatch, tmp_path):
         (tmp_path / "status").write_text(lines)
 
     state(900, 1000, 200)
-    assert memory._growth(lambda: state(4000, 1500, 700)) == (4000 - 1000 - 500) * 1024 / 1e6
+    assert memory.growth(lambda: state(4000, 1500, 700)) == (4000 - 1000 - 500) * 1024 / 1e6
     assert (tmp_path / "clear_refs").read_text() == "5"
 
 
 def test_a_system_without_such_a_mark_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "PROCESS", tmp_path / "nowhere")
     with pytest.raises(AnyformerError, match="does not report the peak memory"):
-        memory._growth(int)
+        memory.growth(int)
