@@ -44,8 +44,9 @@ def candidates(
 ) -> Sequence[Candidate]:
     """The first ``trials`` candidates: those that weights lie ready for, then what can be trained in minutes.
 
-    Of either kind the first size of every system comes first, then the second of every system, and so on. What can be
-    trained in minutes are our own small sizes; the published ones follow when those are used up.
+    Of either kind the first size of every system comes first, then the second of every system, and so on; systems that are
+    proven to learn stand before the others. What can be trained in minutes are our own small sizes; the published ones
+    follow when those are used up.
 
     Args:
         size: side of the pictures.
@@ -55,8 +56,10 @@ def candidates(
         weights: names of models whose published weights can be had.
     """
     vision = {slug: system for slug, system in registry.systems().items() if system.field == "vision"}
-    # Networks of stages first: of few pictures they learn more than those that keep one resolution.
-    vision = dict(sorted(vision.items(), key=lambda item: _skeleton(item[1]) == "isotropic"))
+    ahead = _ahead()
+    # Those that are proven to learn first, and of them networks of stages: of few pictures they learn more than those that
+    # keep one resolution.
+    vision = dict(sorted(vision.items(), key=lambda item: (item[0] not in ahead, _skeleton(item[1]) == "isotropic")))
 
     names = [
         *_in_turn([name for name in system.names if name in weights] for system in vision.values()),
@@ -71,8 +74,7 @@ def text_candidates() -> Sequence[Candidate]:
 
     Systems that were furthest ahead of the baseline when they were proven to learn come first.
     """
-    index = json.loads((Path(__file__).parents[1] / "index.json").read_text(encoding="utf-8"))
-    ahead = {row["system"]: row["ahead"] for row in index if "ahead" in row}
+    ahead = _ahead()
     chosen = [system for system in registry.systems().values() if system.field in ("references", "language")]
     chosen.sort(key=lambda system: -ahead.get(system.paper.slug, 0.0))
     chosen = [system for system in chosen if issubclass(system.pattern(system.names[0]).part, Decoder)]
@@ -85,6 +87,12 @@ def text_candidates() -> Sequence[Candidate]:
         for system in chosen
     ]
     return _in_turn(byte_sizes)
+
+
+def _ahead() -> dict[str, float]:
+    """How far systems were ahead of the baseline when they were proven to learn, by slug."""
+    index = json.loads((Path(__file__).parents[1] / "index.json").read_text(encoding="utf-8"))
+    return {row["system"]: row["ahead"] for row in index if "ahead" in row}
 
 
 def _in_turn(rows: Iterable[Iterable[T]]) -> list[T]:
