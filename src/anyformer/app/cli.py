@@ -46,7 +46,9 @@ def show(
 @app.command()
 def verify(
     system: Annotated[str, typer.Argument(help="A system's slug, such as vit.")],
-    level: Annotated[str, typer.Option(help="Levels to prove, separated by commas: built, equal, learns, claim.")] = "built,equal",
+    level: Annotated[
+        str, typer.Option(help="Levels to prove, separated by commas: built, equal, learns, claim.")
+    ] = "built,equal",
     name: Annotated[list[str] | None, typer.Option(help="One model of the system only; may be repeated.")] = None,
 ) -> None:
     """Prove a system's levels here, and write what was found into the ledger."""

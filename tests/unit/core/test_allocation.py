@@ -145,8 +145,12 @@ def test_the_estimate_is_what_the_model_has():
             for _, node in core.walk(model.spec)
             if (node.part.name in ("linear", "causal_convolution") and not node.bias)
             or (node.part.name in ("convolution", "grouped_convolution") and node.norm is not None)
+            or (node.part.name == "normed_convolution" and not node.bias)
         )
-        assert counted == own + unshifted + without, name
+        unscaled = sum(
+            2 for _, node in core.walk(model.spec) if node.part.name == "parallel_mixers" and node.scales is None
+        )
+        assert counted == own + unshifted + without + unscaled, name
 
 
 def test_the_sentence_says_how_much_is_too_much():

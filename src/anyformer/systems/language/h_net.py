@@ -157,7 +157,7 @@ def _network(size: Size, stage: int, residuals: int, start: core.Init) -> tuple[
     inside = HierarchicalBlock.Config(
         width=size.dims[stage + 1],
         norm=_NORM,
-        down=DynamicChunks.Config(ratio=size.ratios[stage]),
+        down=DynamicChunks.Config(ratio=float(size.ratios[stage])),
         blocks=_network(size, stage + 1, residuals, start),
         norm2=_NORM,
         up=SmoothedChunks.Config(),

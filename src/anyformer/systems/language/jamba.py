@@ -87,7 +87,7 @@ def _decoder(size: Size, start: core.Init) -> core.Config:
     linear, norm = Linear.Config(bias=False, init=start), RMSNorm.Config(eps=size.eps)
     rank: dict[str, Any] = {} if size.step_rank is None else {"step_rank": size.step_rank}
     mamba = Mamba.Config(
-        expand=size.expand,
+        expand=float(size.expand),
         state=size.state,
         convolution=CausalConvolution.Config(kernel=size.kernel),
         step_norm=norm,

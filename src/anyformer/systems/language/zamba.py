@@ -199,7 +199,7 @@ def _decoder(size: Size, start: core.Init) -> core.Config:
     linear, norm = Linear.Config(bias=False, init=start), RMSNorm.Config(eps=size.eps)
     head = MambaHead.Config(state=size.state, step_rank=size.step_rank or math.ceil(size.dim / 16), x_proj=linear)
     mamba = HeadedMamba.Config(
-        expand=size.expand,
+        expand=float(size.expand),
         heads=(head,) * size.mamba_heads,
         in_proj=linear,
         convolution=CausalConvolution.Config(kernel=size.kernel),
